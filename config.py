@@ -1,8 +1,360 @@
-"""Settings. (Being written.)"""
+"""Every setting of a training run: its meaning, unit, default and limits, in one dataclass.
 
+`python train.py --help` lists them. A value comes from the command line, else from `--recipe FILE` (YAML), else from the
+default here. Importable without torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+import logging
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn, get_type_hints
+
+import yaml
+
+logger = logging.getLogger(__name__)
+
+# E5 was trained with these two prefixes and loses accuracy without them (arXiv:2402.05672, model card). They are added in
+# one place each: to the training pairs (dataloader/pairs.py) and, stored in the model as prompts, when it encodes.
 QUERY_PREFIX = "query: "
 PASSAGE_PREFIX = "passage: "
 
+REPOSITORY_ROOT = Path(__file__).resolve().parent
+DEFAULT_DATASET_ROOT = "./data/KorQuAD"
+SAMPLE_DATASET_ROOT = REPOSITORY_ROOT / "data" / "sample"
+SAMPLE_RECIPE = REPOSITORY_ROOT / "recipes" / "sample.yaml"
+
 
 class ConfigError(ValueError):
-    """Settings that cannot work; the message lists all of them."""
+    """Settings that cannot work. The message lists every problem, one a line."""
+
+    def __init__(self, problems: Sequence[str]):
+        self.problems = list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    may_be_empty: bool = False,
+) -> Any:
+    """A dataclass field that carries its help text and its limits."""
+    limits = {"at_least": at_least, "at_most": at_most, "above": above, "below": below}
+    metadata = {"help": help, "limits": limits, "choices": choices, "may_be_empty": may_be_empty}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class TrainingConfig:
+    """All settings of a run. Values are converted and checked on construction.
+
+    Raises:
+        ConfigError: one or more values have the wrong type or lie outside their limits; all of them are listed.
+    """
+
+    # Data
+    dataset_root: str = setting(DEFAULT_DATASET_ROOT, "folder with KorQuAD_2.1_train_*/*.json, or a KorQuAD file")
+    train_split: float = setting(0.9, "share of the articles on the training side; the rest is held out", above=0, below=1)
+    val_split: float = setting(
+        0.05, "share of the training side's articles that choose the best checkpoint", at_least=0, at_most=0.5
+    )
+    split_seed: int = setting(42, "seed of the split by article", at_least=0, at_most=2**32 - 1)
+    max_samples: int = setting(0, "train on at most this many pairs; 0 = all", at_least=0)
+    eval_samples: int = setting(
+        2000, "questions asked at each evaluation during training (seeded sample); 0 = all", at_least=0
+    )
+    skip_bad_files: bool = setting(False, "go on without files that cannot be read (they are listed)")
+    num_workers: int = setting(
+        4, "worker processes that load files and tokenise batches; 0 = none", at_least=0, at_most=256
+    )
+
+    # Model
+    model_name: str = setting("intfloat/multilingual-e5-small", "base model: a local folder or a hub id")
+    max_seq_length: int = setting(256, "tokens of a text that the model reads", at_least=8, at_most=512)
+    lora_r: int = setting(8, "rank of the LoRA update (arXiv:2106.09685)", at_least=1, at_most=384)
+    lora_alpha: float = setting(16.0, "LoRA update is multiplied by alpha / r", above=0, at_most=10_000)
+    lora_dropout: float = setting(0.1, "dropout on the input of the LoRA update", at_least=0, below=1)
+    lora_target_modules: list[str] = setting(["query", "key", "value"], "linear layers that get an adapter")
+    gradient_checkpointing: bool = setting(True, "recompute activations: less memory, about a third more time")
+
+    # Optimisation
+    batch_size: int = setting(16, "pairs in a batch; each has batch_size - 1 negatives", at_least=2, at_most=65_536)
+    num_epochs: int = setting(3, "passes over the training pairs", at_least=1, at_most=10_000)
+    learning_rate: float = setting(2e-5, "peak learning rate of AdamW", above=0, at_most=1)
+    warmup_steps: int = setting(
+        500, "steps of linear warm-up; never more than a tenth of the run", at_least=0, at_most=10_000_000
+    )
+    weight_decay: float = setting(0.01, "decoupled weight decay of AdamW", at_least=0, at_most=1)
+    max_grad_norm: float = setting(1.0, "gradients are clipped to this norm", above=0, at_most=1e6)
+    scale: float = setting(
+        20.0, "similarities are multiplied by this: 1 / temperature (20 = .05; E5's own is 100 = .01)", above=0, at_most=1000
+    )
+    precision: str = setting(
+        "auto", "auto = fp16 on a GPU, fp32 on a CPU", choices=("auto", "fp16", "bf16", "fp32")
+    )
+    device: str = setting("auto", "auto = a GPU where there is one", choices=("auto", "cuda", "cpu"))
+    seed: int = setting(42, "seed of the adapter's start, the order of batches and dropout", at_least=0, at_most=2**32 - 1)
+
+    # Evaluation, logs and results
+    eval_steps: int = setting(1000, "evaluate after this many steps, and at each epoch's end", at_least=1)
+    log_dir: str = setting("./logs/tensorboard", "TensorBoard folder; empty = no logs", may_be_empty=True)
+    log_every_n_steps: int = setting(10, "write loss and rate after this many steps", at_least=1)
+    log_gradients: bool = setting(True, "write norms and histograms of the adapters' gradients")
+    output_dir: str = setting("./models/finetuned-e5-small-korquad", "where the finished model goes")
+    overwrite: bool = setting(False, "replace a finished model that output_dir already holds")
+
+    def __post_init__(self) -> None:
+        self.validate()
+
+    def validate(self) -> None:
+        """Convert every value to its field's type and check its limits. Raises ConfigError with all problems."""
+        types = get_type_hints(type(self))
+        problems = []
+        for spec in dataclasses.fields(self):
+            try:
+                setattr(self, spec.name, _checked(getattr(self, spec.name), types[spec.name], spec.metadata))
+            except ValueError as error:
+                problems.append(f"--{spec.name}: {error}")
+        if problems:
+            raise ConfigError(problems)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Name → value, in the order of the fields; JSON-ready."""
+        return dataclasses.asdict(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write the settings as JSON; `load` reads them back equal."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> TrainingConfig:
+        """Read settings from a saved JSON file or a YAML recipe. Raises ConfigError (unreadable, unknown keys, bad values)."""
+        return cls(**read_recipe(path))
+
+    def print_summary(self) -> None:
+        """Print every setting; `*` marks what differs from the default."""
+        defaults = TrainingConfig().to_dict()
+        print("Settings (* differs from the default)")
+        for name, value in self.to_dict().items():
+            changed = value != defaults[name]
+            note = f"   (default {_shown(defaults[name])})" if changed else ""
+            print(f" {'*' if changed else ' '} {name:<24} {_shown(value)}{note}")
+
+
+def config_from_command_line(argv: Sequence[str] | None = None) -> TrainingConfig:
+    """Settings of this run: command line over `--recipe FILE` over default.
+
+    Without any dataset_root, and without a folder at the default one, the embedded sample is used, with its own recipe
+    where no other is named. A dataset_root that was given is taken as it is: if it does not exist, loading fails.
+
+    Raises:
+        ConfigError: every unknown option or key and every invalid value, together.
+    """
+    options, problems = _parse_options(sys.argv[1:] if argv is None else argv)
+    recipe = options.pop("recipe", None)
+    given: dict[str, Any] = {}
+    if recipe is not None:
+        given, recipe_problems = _known_keys(_read_yaml(recipe), recipe)
+        problems += recipe_problems
+    given |= options
+    if "dataset_root" not in given and not Path(DEFAULT_DATASET_ROOT).exists():
+        logger.info("No KorQuAD at %s: using the embedded sample, %s", DEFAULT_DATASET_ROOT, SAMPLE_DATASET_ROOT)
+        sample_settings = read_recipe(SAMPLE_RECIPE) if recipe is None else {}
+        given = {"dataset_root": str(SAMPLE_DATASET_ROOT), **sample_settings, **given}
+    try:
+        config = TrainingConfig(**given)
+    except ConfigError as error:
+        raise ConfigError(problems + error.problems) from None
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """The settings named in a YAML (or JSON) file. Raises ConfigError (missing, not YAML, not a mapping, unknown keys)."""
+    values, problems = _known_keys(_read_yaml(path), path)
+    if problems:
+        raise ConfigError(problems)
+    return values
+
+
+def _read_yaml(path: str | Path) -> dict[Any, Any]:
+    try:
+        loaded = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except OSError as error:
+        raise ConfigError([f"recipe {path}: cannot be read ({error.strerror})"]) from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date or number that cannot be
+        raise ConfigError([f"recipe {path}: not valid YAML: {' '.join(str(error).split())}"]) from None
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise ConfigError([f"recipe {path}: expected lines of `setting: value`, found {type(loaded).__name__}"])
+    return loaded
+
+
+def _known_keys(values: Mapping[Any, Any], path: str | Path) -> tuple[dict[str, Any], list[str]]:
+    names = _field_names()
+    known = {key: value for key, value in values.items() if key in names}
+    problems = [f"recipe {path}: unknown setting {key!r}{_suggestion(str(key))}" for key in values if key not in names]
+    return known, problems
+
+
+def _parse_options(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Split the command line into texts by option. Conversion is left to TrainingConfig, which reports all values at once."""
+    parser = _OptionParser(
+        description="Fine-tune multilingual-e5-small with LoRA on KorQuAD question → answer pairs.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--recipe", metavar="FILE", help="YAML file of settings; the command line wins over it")
+    types = get_type_hints(TrainingConfig)
+    defaults = TrainingConfig()
+    for spec in dataclasses.fields(TrainingConfig):
+        help_text = f"{spec.metadata['help']} (default: {_shown(getattr(defaults, spec.name))})"
+        options: dict[str, Any] = {"help": help_text.replace("%", "%%")}
+        if types[spec.name] is bool:
+            options |= {"nargs": "?", "const": "true", "metavar": "true|false"}
+        elif types[spec.name] == list[str]:
+            options |= {"nargs": "+", "metavar": "NAME"}
+        else:
+            options["metavar"] = "|".join(spec.metadata["choices"] or ()) or types[spec.name].__name__.upper()
+        parser.add_argument(f"--{spec.name}", **options)
+    parsed, unknown = parser.parse_known_args(list(argv))
+    return vars(parsed), _unknown_options(unknown)
+
+
+def _unknown_options(unknown: Sequence[str]) -> list[str]:
+    problems, inside_option = [], False
+    for text in unknown:
+        if text.startswith("-"):
+            problems.append(f"unknown option {text}{_suggestion(text.lstrip('-'), '--')}")
+            inside_option = True
+        elif not inside_option:
+            problems.append(f"unexpected argument {text!r}")
+    return problems
+
+
+class _OptionParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError([f"{message} (python train.py --help lists the options)"])
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """A key written twice is an error: YAML would keep the last one in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is written twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _field_names() -> list[str]:
+    return [spec.name for spec in dataclasses.fields(TrainingConfig)]
+
+
+def _suggestion(name: str, prefix: str = "") -> str:
+    close = difflib.get_close_matches(name.split("=")[0].replace("-", "_"), _field_names(), n=1)
+    return f"; did you mean {prefix}{close[0]}?" if close else ""
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "(empty)" if value == "" else str(value)
+
+
+def _checked(value: Any, kind: Any, metadata: Mapping[str, Any]) -> Any:
+    """The value converted to `kind` and within its limits; ValueError says what is wrong with it."""
+    if kind is bool:
+        return _as_bool(value)
+    if kind == list[str]:
+        return _as_names(value)
+    if kind is str:
+        return _as_text(value, metadata)
+    number = _as_number(value, kind)
+    wordings = {"at_least": "at least", "at_most": "at most", "above": "above", "below": "below"}
+    holds = {
+        "at_least": lambda limit: number >= limit,
+        "at_most": lambda limit: number <= limit,
+        "above": lambda limit: number > limit,
+        "below": lambda limit: number < limit,
+    }
+    wanted = {name: limit for name, limit in metadata["limits"].items() if limit is not None}
+    if not all(holds[name](limit) for name, limit in wanted.items()):
+        raise ValueError(f"must be {' and '.join(f'{wordings[n]} {v:g}' for n, v in wanted.items())}, not {number}")
+    return number
+
+
+def _as_number(value: Any, kind: type) -> int | float:
+    # YAML 1.1 reads 2e-5 as a string, and the command line gives strings only: both mean the number.
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"must be a number, not {value!r}")
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        raise ValueError(f"must be a number, not {_cut(value)}") from None
+    if not math.isfinite(number):
+        raise ValueError(f"must be a finite number, not {_cut(value)}")
+    if kind is int and number != int(number):
+        raise ValueError(f"must be a whole number, not {_cut(value)}")
+    return kind(number)
+
+
+def _cut(value: Any) -> str:
+    text = repr(value) if not isinstance(value, int) else f"an integer of {value.bit_length()} bits"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _as_bool(value: Any) -> bool:
+    texts = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in texts:
+        return texts[value.lower()]
+    raise ValueError(f"must be true or false, not {value!r}")
+
+
+def _as_names(value: Any) -> list[str]:
+    parts = [value] if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
+        raise ValueError(f"must be a list of names, not {value!r}")
+    names = [name.strip() for part in parts for name in part.split(",") if name.strip()]
+    if not names:
+        raise ValueError("must name at least one")
+    if len(set(names)) < len(names):
+        raise ValueError(f"names one twice: {', '.join(names)}")
+    return names
+
+
+def _as_text(value: Any, metadata: Mapping[str, Any]) -> str:
+    if isinstance(value, Path):
+        value = str(value)
+    if not isinstance(value, str):
+        raise ValueError(f"must be text, not {value!r}")
+    if "\0" in value:
+        raise ValueError("must not contain a NUL character")
+    if not value.strip() and not metadata["may_be_empty"]:
+        raise ValueError("must not be empty")
+    if metadata["choices"] and value not in metadata["choices"]:
+        raise ValueError(f"must be one of {', '.join(metadata['choices'])}, not {value!r}")
+    return value

@@ -1,0 +1,53 @@
+# Two commands: `make train` trains and ends with a verdict, `make test` runs the tests. Both make .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PUBLIC_MODULES := config.py train.py inference.py dataloader trainer eda
+
+.DEFAULT_GOAL := help
+.PHONY: help train test test-full tensorboard search lint format clean
+
+help:
+	@echo "make train        install, train (KorQuAD at ./data/KorQuAD, else the embedded sample), verdict"
+	@echo "make test         install, run the tests          make test-full   the long ones too"
+	@echo "make tensorboard  show the training               make search      three example searches"
+	@echo "make lint         formatter, linter, types        make clean       remove .venv, logs, models, caches"
+	@echo "Options of train.py: make train ARGS='--num_epochs 1'"
+
+$(VENV)/.installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+train: $(VENV)/.installed
+	@$(BIN)/python train.py $(ARGS)
+
+search: $(VENV)/.installed
+	@$(BIN)/python inference.py $(ARGS)
+
+tensorboard: $(VENV)/.installed
+	@./run_tensorboard.sh
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m "not long" $(ARGS)
+
+test-full: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy $(PUBLIC_MODULES)
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) logs models reports .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Exploratory analysis of a KorQuAD dataset. `korquad_analysis` is the script."""

@@ -1,0 +1,485 @@
+"""Search with the finished model: a Korean question → the passages that answer it.
+
+python inference.py                                                        # three examples
+python inference.py --query "한글은 누가 만들었는가?" --passages FILE --top_k 5   # a text file, one passage a line
+
+from inference import E5KorQuADInference
+model = E5KorQuADInference()
+model.search("한글은 누가 만들었는가?", ["세종대왕이 창제했다.", "서울은 수도이다."], top_k=1)
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from config import PASSAGE_PREFIX, QUERY_PREFIX, SAMPLE_RECIPE, TrainingConfig, read_recipe
+
+if TYPE_CHECKING:  # torch and its friends take seconds to import: --help and a wrong path answer before that
+    from sentence_transformers import SentenceTransformer
+
+__all__ = ["DEFAULT_MODEL_PATH", "E5KorQuADInference", "InferenceError", "main", "read_passages"]
+
+logger = logging.getLogger("inference")
+
+DEFAULT_MODEL_PATH = TrainingConfig.output_dir
+_REMEDY = "Train one with `python train.py` (or `make train`)"
+_QUERY_BLOCK = 64  # rows of the score matrix held at once
+_QUIET_BATCHES = 4  # longer work shows a progress bar
+_SHOWN_CHARACTERS = 300  # of a passage in the command line's answer
+
+
+class InferenceError(ValueError):
+    """A search that cannot be done; the message says what is wrong and what to do."""
+
+
+class E5KorQuADInference:
+    """The saved model as a search engine.
+
+    Texts are given raw: E5's prefixes, stored in the model as prompts, are added here, once. A text that already starts
+    with the prefix of its own side ("query: " for a query, "passage: " for a passage) means the same as without it, so
+    that callers who add prefixes themselves get the same embeddings. The other side's prefix is ordinary text.
+
+    Embeddings are float32 and of length 1, so that their dot product is the cosine similarity. A passage of more tokens
+    than the model reads is embedded by its beginning; how many are cut is logged as a warning.
+
+    Args:
+        model_path: a sentence-transformers (or transformers) folder. None: DEFAULT_MODEL_PATH, or, where no finished
+            model lies there, what `make train` makes of the embedded sample.
+        device: as in torch ("cpu", "cuda", "cuda:1"). None or "auto": a GPU where a usable one is, else the CPU.
+
+    Attributes:
+        model: the sentence-transformers model.
+        model_path: the folder it came from.
+        dimension: D, numbers in an embedding: 384 for multilingual-e5-small.
+
+    Raises:
+        InferenceError: no model there, an incomplete or broken one, or a device that cannot be used.
+    """
+
+    def __init__(self, model_path: str | os.PathLike[str] | None = None, device: str | None = None):
+        self.model_path = _find_model(model_path)
+        self.model = _load_model(self.model_path, _choose_device(device))
+        self._prompts = _settle_prompts(self.model, self.model_path)
+        self.dimension = int(self.model.get_embedding_dimension() or 0)
+        logger.info("Model: %s on %s", self.model_path, self.model.device)
+
+    # -------------------------------------------------------------------------------------------------------
+    # Text → embeddings
+
+    def encode_query(self, query: str) -> np.ndarray:
+        """(D,) float32. Raises InferenceError (empty, not text)."""
+        return self._encode(self._bare([query], "query"), "query")[0]
+
+    def encode_queries(self, queries: Iterable[str], batch_size: int = 32, show_progress: bool | None = None) -> np.ndarray:
+        """(N, D) float32, in the order of `queries`; (0, D) for none.
+
+        Args:
+            show_progress: None shows a progress bar on long work only.
+
+        Raises:
+            InferenceError: one is empty or not text; the message gives its position.
+        """
+        return self._encode(self._bare(queries, "query", "queries"), "query", batch_size, show_progress)
+
+    def encode_passage(self, passage: str) -> np.ndarray:
+        """(D,) float32. Raises InferenceError (empty, not text)."""
+        return self._encode(self._bare([passage], "passage"), "document")[0]
+
+    def encode_passages(
+        self, passages: Iterable[str], batch_size: int = 32, show_progress: bool | None = None
+    ) -> np.ndarray:
+        """(N, D) float32, in the order of `passages`; arguments and errors as in `encode_queries`.
+
+        An empty passage is an error and not a low score: E5 puts even the bare prefix closer to a question than many a
+        real passage, and leaving it out unasked would shift the positions of the others.
+        """
+        return self._encode(self._bare(passages, "passage", "passages"), "document", batch_size, show_progress)
+
+    # -------------------------------------------------------------------------------------------------------
+    # Similarity and search
+
+    def compute_similarity(self, a: Any, b: Any) -> float | np.ndarray:
+        """Cosine similarity, from -1 to 1, of queries `a` and passages `b`.
+
+        Args:
+            a: a query text, a list of them, or embeddings: (D,) or (N, D), of any length.
+            b: a passage text, a list of them, or embeddings: (D,) or (M, D).
+
+        Returns:
+            A float for one against one; else float32, (N,) or (M,) where one side is single, (N, M) where none is.
+
+        Raises:
+            InferenceError: texts as in `encode_query`; embeddings of another shape, or not finite, or all zeros.
+        """
+        left = self._as_embeddings(a, "a", self.encode_query, self.encode_queries)
+        right = self._as_embeddings(b, "b", self.encode_passage, self.encode_passages)
+        if left.shape[-1] != right.shape[-1]:
+            raise InferenceError(f"Embeddings of {left.shape[-1]} and of {right.shape[-1]} numbers cannot be compared.")
+        similarity = np.clip(left @ right.T, -1, 1)  # (N, D) @ (D, M) -> (N, M)
+        return similarity if similarity.ndim else float(similarity)
+
+    def search(self, query: str, passages: Iterable[str], top_k: int = 5) -> list[dict[str, Any]]:
+        """The passages most similar to the query, best first.
+
+        Args:
+            top_k: how many; all of them where there are fewer.
+
+        Returns:
+            `{"rank": 1, "passage": text as given, "score": cosine similarity, "index": position in passages}` each, with
+            Python numbers. Equal scores keep the order of `passages`.
+
+        Raises:
+            InferenceError: no passages, an empty text, one that is not text (with its position), or top_k below 1.
+        """
+        bare_query = self._bare([query], "query")
+        return self._search(bare_query, passages, top_k)[0]
+
+    def batch_search(self, queries: Iterable[str], passages: Iterable[str], top_k: int = 5) -> list[list[dict[str, Any]]]:
+        """`search` for each query, with the passages encoded once. Same results and errors; [] for no queries."""
+        bare_queries = self._bare(queries, "query", "queries")
+        return self._search(bare_queries, passages, top_k)
+
+    def _search(self, bare_queries: list[str], passages: Iterable[str], top_k: int) -> list[list[dict[str, Any]]]:
+        if isinstance(top_k, bool) or not isinstance(top_k, int | np.integer) or top_k < 1:
+            raise InferenceError(f"top_k must be a whole number of at least 1, not {top_k!r}.")
+        given = _as_list(passages, "passages")
+        bare = self._bare(given, "passage", "passages")
+        if not bare:
+            raise InferenceError("There are no passages to search in: give at least one.")
+        # Equal passages share one embedding and one score: rounding must not break their tie.
+        distinct = {text: row for row, text in enumerate(dict.fromkeys(bare))}
+        rows = np.array([distinct[text] for text in bare])
+        documents = self._encode(list(distinct), "document")
+        queries = self._encode(bare_queries, "query")
+        found = []
+        for start in range(0, len(queries), _QUERY_BLOCK):
+            block = queries[start : start + _QUERY_BLOCK] @ documents.T  # (q, D) @ (D, n) -> (q, n)
+            for scores in np.clip(block, -1, 1)[:, rows]:
+                order = _best_first(scores, int(top_k)).tolist()
+                found.append(
+                    [
+                        {"rank": rank, "passage": given[index], "score": float(scores[index]), "index": index}
+                        for rank, index in enumerate(order, start=1)
+                    ]
+                )
+        return found
+
+    # -------------------------------------------------------------------------------------------------------
+
+    def _encode(self, bare: list[str], side: str, batch_size: int = 32, show_progress: bool | None = None) -> np.ndarray:
+        """(N, D) float32 of texts without prefix; `side` is the prompt's name: "query" or "document"."""
+        if not bare:
+            return np.empty((0, self.dimension), np.float32)
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise InferenceError(f"batch_size must be a whole number of at least 1, not {batch_size!r}.")
+        self._report_cut(bare, side)
+        import torch
+
+        encode = self.model.encode_query if side == "query" else self.model.encode_document
+        show = len(bare) > _QUIET_BATCHES * batch_size if show_progress is None else show_progress
+        try:
+            embeddings = encode(bare, batch_size=batch_size, show_progress_bar=show, normalize_embeddings=True)
+        except torch.OutOfMemoryError as error:
+            raise InferenceError(
+                f"The memory of {self.model.device} is full. Free it, use a smaller batch_size, or the device cpu."
+            ) from error
+        if not np.isfinite(embeddings).all():
+            raise InferenceError(f"The model at {self.model_path} gives numbers that are not finite: train it again.")
+        return np.asarray(embeddings, np.float32)
+
+    def _report_cut(self, bare: list[str], side: str) -> None:
+        """Warn of texts with more tokens than the model reads. A token is, nearly always, at least one character."""
+        prompt, limit = self._prompts[side], self.model.max_seq_length or sys.maxsize
+        long = [prompt + text for text in bare if len(prompt + text) + 2 > limit]
+        if not long:
+            return
+        token_ids = self.model.tokenizer(long, truncation=False, verbose=False)["input_ids"]
+        cut = sum(len(ids) > limit for ids in token_ids)
+        if cut:
+            what = "queries" if side == "query" else "passages"
+            logger.warning(
+                "%s of %s %s exceed the %d tokens that the model reads: only their beginnings count.",
+                f"{cut:,}", f"{len(bare):,}", what, limit,
+            )  # fmt: skip
+
+    def _bare(self, texts: Iterable[str], singular: str, plural: str | None = None) -> list[str]:
+        """The texts without the prefix of their side. Raises InferenceError (not text, empty, not valid Unicode)."""
+        prefix = self._prompts["query" if singular == "query" else "document"]
+        bare = []
+        for position, text in enumerate(_as_list(texts, plural or singular)):
+            name = f"{plural}[{position}]" if plural else f"The {singular}"
+            if not isinstance(text, str):
+                raise InferenceError(f"{name} must be text, not {type(text).__name__}: {text!r:.60}.")
+            content = str(text).removeprefix(prefix)
+            if not content.strip():
+                remedy = "ask a question" if singular == "query" else "leave it out, or give it a text"
+                raise InferenceError(f"{name} is empty: {remedy}.")
+            try:
+                content.encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise InferenceError(
+                    f"{name} is not valid Unicode: half a surrogate pair at character {error.start}. "
+                    "Decode the text again from its source."
+                ) from None
+            bare.append(content)
+        return bare
+
+    @staticmethod
+    def _as_embeddings(value: Any, name: str, encode_one: Any, encode_many: Any) -> np.ndarray:
+        """(D,) or (N, D) float32 of length 1, from texts or numbers."""
+        if isinstance(value, str):
+            return encode_one(value)
+        if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+            return encode_many(value)
+        try:
+            array = np.asarray(value, np.float32)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InferenceError(f"{name} must be a text, a list of texts or embeddings: {error}.") from None
+        if array.ndim not in (1, 2) or not array.shape[-1]:
+            raise InferenceError(f"{name} must be of shape (D,) or (N, D), not {array.shape}.")
+        norms = np.linalg.norm(array, axis=-1, keepdims=True)
+        if not np.isfinite(norms).all() or not norms.all():
+            raise InferenceError(f"{name} has an embedding that is all zeros, not finite or too long to measure.")
+        return array / norms
+
+
+def _best_first(scores: np.ndarray, k: int) -> np.ndarray:
+    """Positions of the k highest of (N,) scores, best first, equal ones in their order; only those k are sorted."""
+    split = max(len(scores) - k, 0)
+    threshold = np.partition(scores, split)[split]
+    candidates = np.flatnonzero(scores >= threshold)
+    return candidates[np.argsort(-scores[candidates], kind="stable")][:k]
+
+
+def _as_list(texts: Iterable[str], name: str) -> list[str]:
+    if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
+        raise InferenceError(f"{name} must be a list of texts, not {type(texts).__name__}: put a single text in a list.")
+    return list(texts)
+
+
+# -----------------------------------------------------------------------------------------------------------
+# Finding and loading the model
+
+
+def _find_model(model_path: str | os.PathLike[str] | None) -> Path:
+    """The model's folder; raises InferenceError where there is none."""
+    if model_path is not None:
+        folder = Path(model_path).expanduser()
+        if not folder.is_dir():
+            what = "is not a folder" if folder.exists() else "does not exist"
+            raise InferenceError(f"No model: {folder} {what}. {_REMEDY}, or name another folder.")
+        return folder
+    default = Path(DEFAULT_MODEL_PATH)
+    sample = Path(read_recipe(SAMPLE_RECIPE)["output_dir"])
+    if _looks_finished(default):
+        return default
+    if _looks_finished(sample):
+        logger.info("No model at %s: using %s, trained on the embedded sample", default, sample)
+        return sample
+    raise InferenceError(f"No model at {default} nor at {sample}. {_REMEDY}.")
+
+
+def _looks_finished(folder: Path) -> bool:
+    # A run that was stopped before its first checkpoint leaves the folder without these.
+    return (folder / "modules.json").is_file() or (folder / "config.json").is_file()
+
+
+def _load_model(folder: Path, device: str) -> SentenceTransformer:
+    """The model, in float32. Raises InferenceError (incomplete, broken)."""
+    from sentence_transformers import SentenceTransformer
+
+    from trainer.base_model import BaseModelError, missing_model_files
+
+    try:
+        missing = missing_model_files(folder)
+    except (BaseModelError, OSError, LookupError, TypeError) as error:
+        raise InferenceError(f"{folder} is not a model that can be read: {error}. {_REMEDY}.") from error
+    if missing:
+        raise InferenceError(f"{folder} is not a complete model: {', '.join(missing)} missing. {_REMEDY}.")
+    try:
+        model = SentenceTransformer(str(folder), device=device, local_files_only=True, model_kwargs={"dtype": "float32"})
+    except Exception as error:  # a damaged file can raise anything, down to the tokenizer's bare Exception
+        raise InferenceError(
+            f"The model at {folder} cannot be loaded: {error}. If it is damaged, train it again."
+        ) from error
+    return model.eval()
+
+
+def _settle_prompts(model: SentenceTransformer, folder: Path) -> dict[str, str]:
+    """Leave exactly the prompts "query" and "document" in the model, its own or else E5's, and return them."""
+    # sentence-transformers holds "" under both names where a folder stores none, and prefers that to a stored "passage".
+    stored = {name: prompt for name, prompt in model.prompts.items() if prompt}
+    document = next((stored[name] for name in ("document", "passage", "corpus") if name in stored), None)
+    if "query" not in stored or document is None:
+        logger.info("%s stores no prompts: using %r and %r", folder, QUERY_PREFIX, PASSAGE_PREFIX)
+    prompts = {"query": stored.get("query", QUERY_PREFIX), "document": document or PASSAGE_PREFIX}
+    model.prompts = dict(prompts)
+    model.default_prompt_name = None
+    return prompts
+
+
+def _choose_device(wanted: str | None) -> str:
+    """The device's name. Raises InferenceError where one that was asked for cannot be used."""
+    import torch
+
+    from trainer.device import DeviceError, choose_device
+
+    if wanted in (None, "auto"):
+        try:
+            return str(choose_device("auto")[0])
+        except DeviceError as error:  # unlike training, a search is over soon on a CPU too
+            logger.warning("%s Searching on the CPU.", error)
+            return "cpu"
+    try:
+        (torch.ones(2, device=wanted) + 1).sum().item()  # a GPU too old for this build fails only at the sum
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InferenceError(f"The device {wanted!r} cannot be used: {reason}. Use cpu, or leave it out.") from None
+    return str(wanted)
+
+
+# -----------------------------------------------------------------------------------------------------------
+# Command line
+
+
+def read_passages(path: str | os.PathLike[str]) -> list[str]:
+    """The passages of a text file: one a line, stripped, blank lines skipped. UTF-8 (with or without BOM), else CP949.
+
+    Raises:
+        InferenceError: the file cannot be read, is in another encoding (with the offending byte), or holds no passage.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise InferenceError(f"{path} cannot be read: {error.strerror}.") from None
+    text = _decode(data, str(path)).replace("\r\n", "\n").replace("\r", "\n")
+    passages = [line.strip() for line in text.split("\n") if line.strip()]
+    if not passages:
+        raise InferenceError(f"{path} holds no passages: write one on each line.")
+    return passages
+
+
+def _decode(data: bytes, name: str) -> str:
+    try:
+        return data.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        not_utf8 = f"UTF-8 ({_place(error)})"
+    try:
+        text = data.decode("cp949")
+    except UnicodeDecodeError as error:
+        looks = " It looks like UTF-16." if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+        raise InferenceError(f"{name} is neither {not_utf8} nor CP949 ({_place(error)}).{looks} Save it as UTF-8.") from None
+    logger.info("%s is not %s: read as CP949", name, not_utf8)
+    return text
+
+
+def _place(error: UnicodeDecodeError) -> str:
+    line = error.object.count(b"\n", 0, error.start) + 1
+    return f"byte 0x{error.object[error.start]:02x} at offset {error.start}, line {line}"
+
+
+EXAMPLE_PASSAGES = (
+    "한글은 조선의 세종대왕이 1443년에 만들어 1446년에 훈민정음이라는 이름으로 반포하였다.",
+    "한라산은 제주도 한가운데에 솟은 화산으로, 높이는 해발 1,947미터이다.",
+    "경복궁은 1395년에 지어진 조선의 으뜸 궁궐로, 서울 종로구에 있다.",
+    "김치는 배추나 무를 소금에 절인 뒤 고춧가루, 마늘, 젓갈 등으로 버무려 발효시킨 음식이다.",
+    "낙동강은 강원도 태백에서 발원하여 남해로 흘러드는, 남한에서 가장 긴 강이다.",
+    "빛은 진공에서 1초에 약 30만 킬로미터를 나아간다.",
+)
+
+
+def print_examples(engine: E5KorQuADInference, top_k: int) -> None:
+    """Print three examples: one query, a batch of queries, and similarities without a search."""
+    print("\n1. One query: search(query, passages)\n")
+    query = "한글을 만든 사람은 누구인가?"
+    print_results(query, engine.search(query, EXAMPLE_PASSAGES, top_k))
+
+    print("\n2. A batch: batch_search(queries, passages), the best passage of each\n")
+    queries = ["제주도에 있는 산의 높이는?", "남한에서 가장 긴 강은 무엇인가?", "김치는 어떻게 담그는가?"]
+    for question, results in zip(queries, engine.batch_search(queries, EXAMPLE_PASSAGES, top_k=1), strict=True):
+        print_results(question, results)
+
+    print("\n3. Direct similarity: compute_similarity(query, passage)\n")
+    query = "빛은 얼마나 빠른가?"
+    print(f"  {query}")
+    for passage in (EXAMPLE_PASSAGES[5], EXAMPLE_PASSAGES[3]):
+        print(f"     {engine.compute_similarity(query, passage):6.3f}  {passage}")
+
+
+def print_results(query: str, results: Sequence[Mapping[str, Any]]) -> None:
+    """Print the query, and under it rank, score and passage of each result. What a long passage hides is said."""
+    print(f"  {query}")
+    for result in results:
+        text = str(result["passage"])
+        hidden = len(text) - _SHOWN_CHARACTERS
+        shown = text if hidden <= 0 else f"{text[:_SHOWN_CHARACTERS]}… ({hidden:,} more characters)"
+        print(f"  {result['rank']:>2} {result['score']:6.3f}  {shown}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run from the command line. Returns the exit status: 0, 1 for what went wrong, 130 for Ctrl-C.
+
+    Wrong options end the program with status 2, as argparse does.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "sentence_transformers", "transformers"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    options = _parse_options(argv)
+    try:
+        passages = read_passages(options.passages) if options.passages is not None else []
+        model_path = _find_model(options.model_path)
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()  # of loading weights, which takes a second
+        engine = E5KorQuADInference(model_path, options.device)
+        if passages:
+            print_results(options.query, engine.search(options.query, passages, options.top_k))
+        else:
+            print_examples(engine, options.top_k)
+    except InferenceError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        return 128 + signal.SIGINT
+    return 0
+
+
+def _parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Search passages with the finished model. Without --query: three examples.", allow_abbrev=False
+    )
+    parser.add_argument("--query", metavar="TEXT", help="the question; needs --passages")
+    parser.add_argument("--passages", metavar="FILE", help="text file, one passage a line (UTF-8 or CP949)")
+    parser.add_argument("--top_k", metavar="INT", type=_count, default=5, help="passages to show (default: 5)")
+    parser.add_argument("--model_path", metavar="DIR", help=f"the model's folder (default: {DEFAULT_MODEL_PATH})")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, … (default: a GPU where there is one)")
+    options = parser.parse_args(argv)
+    if (options.query is None) != (options.passages is None):
+        parser.error("--query TEXT and --passages FILE go together")
+    if options.query is not None and not options.query.strip():
+        parser.error("--query is empty: ask a question")
+    return options
+
+
+def _count(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

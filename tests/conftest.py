@@ -1,0 +1,133 @@
+"""What every test shares: the repository on the path, no network, one thread, and a toy model that trains in seconds."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# Before the first import of huggingface_hub or tokenizers, which read them once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from config import PASSAGE_PREFIX, QUERY_PREFIX, TrainingConfig
+
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+# Toy tensors gain nothing from a second thread, and lose much where other processes want the core.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def toy_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sentence-transformers folder: a random BERT of width 32 that reads characters, E5's pooling and prompts."""
+    folder = tmp_path_factory.mktemp("toy")
+    encoder = folder / "encoder"
+    tokenizer = _character_tokenizer()
+    tokenizer.save_pretrained(str(encoder))
+    settings = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=512,
+        initializer_range=0.1,  # wide enough that random texts lie apart
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        BertModel(settings).save_pretrained(str(encoder))
+    model = SentenceTransformer(
+        modules=[Transformer(str(encoder)), Pooling(32, "mean"), Normalize()],
+        device="cpu",
+        prompts={"query": QUERY_PREFIX, "document": PASSAGE_PREFIX},
+    )
+    model.max_seq_length = 128
+    model.save(str(folder / "model"), create_model_card=False)
+    return folder / "model"
+
+
+@pytest.fixture
+def toy_model(toy_model_dir: Path) -> SentenceTransformer:
+    """The toy model, freshly loaded on the CPU."""
+    return SentenceTransformer(str(toy_model_dir), device="cpu", local_files_only=True)
+
+
+@pytest.fixture
+def toy_config(tmp_path: Path) -> Callable[..., TrainingConfig]:
+    """Settings on the CPU that write under tmp_path only; keyword arguments change any of them."""
+
+    def make(**changes: Any) -> TrainingConfig:
+        settings = {
+            "output_dir": str(tmp_path / "model"),
+            "log_dir": str(tmp_path / "logs"),
+            "num_workers": 0,
+            "device": "cpu",
+        }
+        return TrainingConfig(**settings | changes)
+
+    return make
+
+
+@pytest.fixture
+def read_texts() -> Callable[[SentenceTransformer], list[str]]:
+    """Model → a list that grows with every text that the model reads from now on, prefix included."""
+
+    def listen(model: SentenceTransformer) -> list[str]:
+        texts: list[str] = []
+
+        def note(_module: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
+            for row in arguments[0]["input_ids"].tolist():
+                tokens = model.tokenizer.convert_ids_to_tokens(row, skip_special_tokens=True)
+                texts.append("".join(tokens))
+
+        model[0].register_forward_pre_hook(note)
+        return texts
+
+    return listen
+
+
+@pytest.fixture
+def read_events() -> Callable[[str | Path], EventAccumulator]:
+    """Run folder or log folder with one run → everything TensorBoard would show of it."""
+
+    def read(folder: str | Path) -> EventAccumulator:
+        (events,) = Path(folder).rglob("events.out.tfevents.*")
+        return EventAccumulator(str(events.parent), size_guidance={"scalars": 0, "histograms": 0, "tensors": 0}).Reload()
+
+    return read
+
+
+def _character_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a character: printable ASCII and the 2,350 common Hangul syllables."""
+    ascii_characters = [chr(code) for code in range(0x20, 0x7F)]
+    rows, columns = range(0xB0, 0xC9), range(0xA1, 0xFF)  # of the Hangul block of EUC-KR
+    hangul = [bytes([row, column]).decode("euc-kr") for row in rows for column in columns]
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *ascii_characters, *hangul])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=512,
+    )

@@ -1,0 +1,543 @@
+"""Search: embeddings and prefixes, ranking, bad input, finding the model, and the command line."""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sentence_transformers import SentenceTransformer
+
+import inference
+from config import SAMPLE_RECIPE, TrainingConfig, read_recipe
+from inference import DEFAULT_MODEL_PATH, E5KorQuADInference, InferenceError, main, read_passages
+
+REPOSITORY = Path(inference.__file__).parent
+PASSAGES = ["서울은 수도이다.", "한라산은 제주도에 있다.", "김치는 발효 음식이다.", "빛은 빠르다."]
+
+
+@pytest.fixture(scope="module")
+def engine(toy_model_dir: Path) -> E5KorQuADInference:
+    return E5KorQuADInference(toy_model_dir, device="cpu")
+
+
+@pytest.fixture
+def copied_model(toy_model_dir: Path, tmp_path: Path) -> Path:
+    """A copy of the toy model to damage."""
+    return Path(shutil.copytree(toy_model_dir, tmp_path / "copied model"))
+
+
+@pytest.fixture
+def fixed_scores(engine: E5KorQuADInference, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, float]], None]:
+    """Let a passage's similarity to every query be the number given for its text."""
+
+    def fix(cosines: dict[str, float]) -> None:
+        def encode(texts: list[str], side: str, *_: Any) -> np.ndarray:
+            if side == "query":
+                return np.array([[1.0, 0.0]] * len(texts), np.float32)
+            return np.array([[cosines[text], (1 - cosines[text] ** 2) ** 0.5] for text in texts], np.float32)
+
+        monkeypatch.setattr(engine, "_encode", encode)
+
+    return fix
+
+
+# -----------------------------------------------------------------------------------------------------------
+# Embeddings
+
+
+def test_shapes_types_and_length(engine: E5KorQuADInference) -> None:
+    for one in (engine.encode_query("수도는?"), engine.encode_passage("서울")):
+        assert one.shape == (32,) and one.dtype == np.float32
+        assert np.linalg.norm(one) == pytest.approx(1, abs=1e-6)
+    for several in (engine.encode_queries(PASSAGES), engine.encode_passages(PASSAGES, batch_size=3)):
+        assert several.shape == (4, 32) and several.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(several, axis=1), 1, atol=1e-6)
+    for none in (engine.encode_queries([]), engine.encode_passages([])):
+        assert none.shape == (0, 32) and none.dtype == np.float32
+
+
+def test_prefixes_are_added_once(engine: E5KorQuADInference, toy_model: SentenceTransformer) -> None:
+    def plain(text: str) -> np.ndarray:
+        return toy_model.encode(text, prompt="", normalize_embeddings=True)
+
+    np.testing.assert_allclose(engine.encode_query("수도는?"), plain("query: 수도는?"), atol=1e-6)
+    np.testing.assert_allclose(engine.encode_passages(["서울"])[0], plain("passage: 서울"), atol=1e-6)
+    assert np.abs(engine.encode_query("수도는?") - plain("query: query: 수도는?")).max() > 1e-3
+
+
+def test_a_prefix_in_the_text_is_not_doubled(engine: E5KorQuADInference) -> None:
+    np.testing.assert_array_equal(engine.encode_query("query: 수도는?"), engine.encode_query("수도는?"))
+    np.testing.assert_array_equal(engine.encode_passage("passage: 서울"), engine.encode_passage("서울"))
+    prefixed = [f"passage: {text}" for text in PASSAGES]
+    with_prefix, without = engine.search("query: 산?", prefixed), engine.search("산?", PASSAGES)
+    assert [r["index"] for r in with_prefix] == [r["index"] for r in without]
+    assert [r["score"] for r in with_prefix] == pytest.approx([r["score"] for r in without], abs=1e-6)
+    assert with_prefix[0]["passage"] == f"passage: {without[0]['passage']}"  # as given
+    # Only its own side's prefix, and only one.
+    assert np.abs(engine.encode_query("passage: 서울") - engine.encode_query("서울")).max() > 1e-3
+    assert np.abs(engine.encode_query("query: query: 서울") - engine.encode_query("서울")).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("stored", "said"),
+    [({}, True), ({"query": "query: "}, True), ({"query": "query: ", "passage": "passage: "}, False)],
+)
+def test_prompts_that_a_folder_does_not_store(
+    stored: dict[str, str],
+    said: bool,
+    engine: E5KorQuADInference,
+    copied_model: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings_file = copied_model / "config_sentence_transformers.json"
+    content = json.loads(settings_file.read_text())
+    settings_file.write_text(json.dumps({**content, "prompts": stored}))
+    with caplog.at_level(logging.INFO, logger="inference"):
+        other = E5KorQuADInference(copied_model, device="cpu")
+    np.testing.assert_allclose(other.encode_query("수도는?"), engine.encode_query("수도는?"), atol=1e-6)
+    np.testing.assert_allclose(other.encode_passage("서울"), engine.encode_passage("서울"), atol=1e-6)
+    assert ("stores no prompts" in caplog.text) == said
+
+
+def test_plain_transformers_folder_is_normalised_and_prefixed(copied_model: Path, engine: E5KorQuADInference) -> None:
+    for name in ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"):
+        (copied_model / name).unlink()
+    plain = E5KorQuADInference(copied_model, device="cpu")
+    assert len(plain.model) == 2  # no Normalize among its modules
+    np.testing.assert_allclose(plain.encode_query("수도는?"), engine.encode_query("수도는?"), atol=1e-6)
+
+
+def test_order_is_kept_whatever_the_batches(engine: E5KorQuADInference) -> None:
+    texts = [f"{number}번 " + "가" * (number * 7 % 50) for number in range(1, 40)]
+    one_by_one = np.stack([engine.encode_passage(text) for text in texts])
+    np.testing.assert_allclose(engine.encode_passages(texts, batch_size=4), one_by_one, atol=1e-5)
+
+
+def test_texts_longer_than_the_model_reads_are_reported(
+    engine: E5KorQuADInference, caplog: pytest.LogCaptureFixture
+) -> None:
+    # One token a character; 128 are read: "passage: " is 9, and there is one token at each end.
+    fits, too_long = "가" * 117, "가" * 118
+    engine.encode_passages([fits, "짧다"])
+    assert not caplog.records
+    engine.encode_passages([fits, too_long, "짧다", "나" * 5000])
+    assert [r.getMessage() for r in caplog.records] == [
+        "2 of 4 passages exceed the 128 tokens that the model reads: only their beginnings count."
+    ]
+
+
+def test_progress_bar_on_long_work_only(engine: E5KorQuADInference, capsys: pytest.CaptureFixture[str]) -> None:
+    engine.encode_passages(["가"] * 4, batch_size=1)
+    assert "Batches" not in capsys.readouterr().err
+    engine.encode_passages(["가"] * 5, batch_size=1)
+    assert "Batches" in capsys.readouterr().err
+    engine.encode_passages(["가"] * 5, batch_size=1, show_progress=False)
+    assert "Batches" not in capsys.readouterr().err
+    engine.encode_queries(["가"], show_progress=True)
+    assert "Batches" in capsys.readouterr().err
+
+
+# -----------------------------------------------------------------------------------------------------------
+# Similarity
+
+
+def test_similarity_of_texts_equals_that_of_their_embeddings(engine: E5KorQuADInference) -> None:
+    query, passage = engine.encode_query("수도는?"), engine.encode_passages(PASSAGES)
+    one = engine.compute_similarity("수도는?", PASSAGES[0])
+    assert type(one) is float
+    assert one == pytest.approx(float(query @ passage[0]), abs=1e-6)
+    np.testing.assert_allclose(engine.compute_similarity("수도는?", PASSAGES), passage @ query, atol=1e-6)
+    assert np.shape(engine.compute_similarity(["수도는?", "산은?"], PASSAGES)) == (2, 4)
+    assert np.shape(engine.compute_similarity(["수도는?", "산은?"], PASSAGES[0])) == (2,)
+    assert engine.compute_similarity("수도는?", passage[0]) == pytest.approx(one, abs=1e-6)
+
+
+def test_similarity_of_embeddings_by_hand(engine: E5KorQuADInference) -> None:
+    # (3, 4) has length 5: cosines with (1, 0) and (0, -2) are .6 and -.8.
+    assert engine.compute_similarity([3, 4], np.array([1.0, 0.0])) == pytest.approx(0.6)
+    np.testing.assert_allclose(engine.compute_similarity([3, 4], [[1, 0], [0, -2]]), [0.6, -0.8], atol=1e-6)
+    matrix = engine.compute_similarity(torch.tensor([[3.0, 4.0], [1.0, 0.0]]), [[1, 0], [0, -2], [3, 4]])
+    np.testing.assert_allclose(matrix, [[0.6, -0.8, 1.0], [1.0, 0.0, 0.6]], atol=1e-6)
+    assert engine.compute_similarity([0.1, 0.7], [0.1, 0.7]) <= 1
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        ([1, 2], [1, 2, 3], "2 and of 3 numbers"),
+        ([0, 0], [1, 2], "a has an embedding that is all zeros"),
+        ([1, 2], [[1, 2], [float("nan"), 1]], "b has an embedding that is all zeros, not finite"),
+        (np.ones((1, 1, 2)), [1, 2], r"a must be of shape \(D,\) or \(N, D\), not \(1, 1, 2\)"),
+        (1.5, [1, 2], r"a must be of shape \(D,\)"),
+        (["수도는?", 3], "서울", "a must be a text, a list of texts or embeddings"),
+        (None, "서울", "a must be"),
+        ("수도는?", "  ", "The passage is empty"),
+        (["수도는?", ""], "서울", r"queries\[1\] is empty"),
+    ],
+)
+def test_similarity_of_nonsense(engine: E5KorQuADInference, a: Any, b: Any, message: str) -> None:
+    with pytest.raises(InferenceError, match=message):
+        engine.compute_similarity(a, b)
+
+
+# -----------------------------------------------------------------------------------------------------------
+# Search
+
+
+def test_search_by_hand(engine: E5KorQuADInference, fixed_scores: Callable[..., None]) -> None:
+    fixed_scores({"a": 0.5, "b": 0.75, "c": -0.25})
+    results = engine.search("q", ["a", "b", "c"], top_k=2)
+    assert results == [
+        {"rank": 1, "passage": "b", "score": 0.75, "index": 1},
+        {"rank": 2, "passage": "a", "score": 0.5, "index": 0},
+    ]
+    assert [type(value) for value in results[0].values()] == [int, str, float, int]
+    json.dumps(results)
+
+
+def test_ties_keep_the_order_of_the_passages(engine: E5KorQuADInference, fixed_scores: Callable[..., None]) -> None:
+    fixed_scores({"low": 0.25, "same": 0.5, "as good": 0.5, "best": 0.75})
+    passages = ["low", "same", "as good", "same", "best", "low"]
+    assert [r["index"] for r in engine.search("q", passages, top_k=100)] == [4, 1, 2, 3, 0, 5]
+    assert [r["index"] for r in engine.search("q", passages, top_k=3)] == [4, 1, 2]
+
+
+def test_equal_passages_have_equal_scores(engine: E5KorQuADInference) -> None:
+    passages = [
+        "서울은 수도이다.",
+        *["가나다라마바사" * n for n in range(1, 30)],
+        "passage: 서울은 수도이다.",
+        "서울은 수도이다.",
+    ]
+    found = [r for r in engine.search("수도는?", passages, top_k=99) if "서울은" in r["passage"]]
+    assert [r["index"] for r in found] == [0, 30, 31]
+    assert len({r["score"] for r in found}) == 1
+
+
+@given(st.lists(st.sampled_from([-0.5, 0.0, 0.25, 0.5]), min_size=1, max_size=30), st.integers(1, 35))
+@settings(max_examples=60, deadline=None)
+def test_best_first_is_a_stable_sort_cut_off(values: list[float], k: int) -> None:
+    expected = sorted(range(len(values)), key=lambda position: -values[position])[:k]
+    assert inference._best_first(np.array(values, np.float32), k).tolist() == expected
+
+
+def test_batch_search_is_search_of_each_query(engine: E5KorQuADInference, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "_QUERY_BLOCK", 2)
+    queries = ["수도는?", "산은?", "음식은?", "빛은?", "query: 수도는?"]
+    batched = engine.batch_search(queries, PASSAGES, top_k=2)
+    assert [[r["index"] for r in results] for results in batched] == [
+        [r["index"] for r in engine.search(query, PASSAGES, top_k=2)] for query in queries
+    ]
+    assert batched[0] == batched[4]
+    assert engine.batch_search([], PASSAGES) == []
+
+
+def test_passages_are_any_iterable(engine: E5KorQuADInference) -> None:
+    expected = engine.search("산?", PASSAGES)
+    assert engine.search("산?", iter(PASSAGES)) == expected
+    assert engine.search("산?", np.array(PASSAGES)) == expected
+
+
+@pytest.mark.parametrize(
+    ("query", "passages", "top_k", "message"),
+    [
+        ("", PASSAGES, 1, "The query is empty"),
+        (" \n\t", PASSAGES, 1, "The query is empty"),
+        ("query: ", PASSAGES, 1, "The query is empty"),
+        (None, PASSAGES, 1, "The query must be text, not NoneType"),
+        (["수도는?"], PASSAGES, 1, "The query must be text, not list"),
+        ("수도는?\ud800", PASSAGES, 1, "not valid Unicode: half a surrogate pair at character 4"),
+        ("수도는?", [], 1, "no passages"),
+        ("수도는?", "서울", 1, "passages must be a list of texts, not str"),
+        ("수도는?", {"서울": 1}, 1, "passages must be a list of texts, not dict"),
+        ("수도는?", 7, 1, "passages must be a list of texts, not int"),
+        ("수도는?", ["서울", None], 1, r"passages\[1\] must be text, not NoneType"),
+        ("수도는?", ["서울", "부산", b"x"], 1, r"passages\[2\] must be text, not bytes"),
+        ("수도는?", ["서울", " "], 1, r"passages\[1\] is empty"),
+        ("수도는?", ["passage: "], 1, r"passages\[0\] is empty"),
+        ("수도는?", PASSAGES, 0, "top_k must be a whole number of at least 1, not 0"),
+        ("수도는?", PASSAGES, -3, "top_k must be .* not -3"),
+        ("수도는?", PASSAGES, 1.0, "top_k must be .* not 1.0"),
+        ("수도는?", PASSAGES, True, "top_k must be .* not True"),
+        ("수도는?", PASSAGES, "5", "top_k must be .* not '5'"),
+    ],
+)
+def test_bad_input(engine: E5KorQuADInference, query: Any, passages: Any, top_k: Any, message: str) -> None:
+    with pytest.raises(InferenceError, match=message):
+        engine.search(query, passages, top_k)
+    if query == "수도는?":
+        with pytest.raises(InferenceError, match=message):
+            engine.batch_search([query], passages, top_k)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.0, True])
+def test_bad_batch_size(engine: E5KorQuADInference, batch_size: Any) -> None:
+    with pytest.raises(InferenceError, match="batch_size must be a whole number of at least 1"):
+        engine.encode_passages(["서울"], batch_size=batch_size)
+
+
+def test_errors_are_value_errors() -> None:
+    assert issubclass(InferenceError, ValueError)
+
+
+def test_a_full_gpu_is_said(engine: E5KorQuADInference, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(engine.model, "encode_document", full)
+    with pytest.raises(InferenceError, match="memory of cpu is full"):
+        engine.encode_passages(PASSAGES)
+
+
+# -----------------------------------------------------------------------------------------------------------
+# Finding and loading the model
+
+
+def test_default_path_is_where_training_writes() -> None:
+    assert TrainingConfig().output_dir == DEFAULT_MODEL_PATH
+
+
+def test_without_any_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        InferenceError, match=r"No model at models/finetuned.* nor at models/sample.*python train.py.*make train"
+    ):
+        E5KorQuADInference()
+    with pytest.raises(InferenceError, match=r"No model: elsewhere does not exist\. .*python train.py"):
+        E5KorQuADInference("elsewhere")
+    Path("file").touch()
+    with pytest.raises(InferenceError, match="No model: file is not a folder"):
+        E5KorQuADInference("file")
+
+
+def test_model_of_the_sample_stands_in_for_the_default_only(
+    toy_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level(logging.INFO, logger="inference")
+    sample = Path(read_recipe(SAMPLE_RECIPE)["output_dir"])
+    shutil.copytree(toy_model_dir, sample)
+    Path(DEFAULT_MODEL_PATH).mkdir(parents=True)  # as a run leaves it that was stopped before its first checkpoint
+    assert E5KorQuADInference().model_path == sample
+    said = [r.getMessage() for r in caplog.records if "embedded sample" in r.getMessage()]
+    assert said == [f"No model at {Path(DEFAULT_MODEL_PATH)}: using {sample}, trained on the embedded sample"]
+
+    with pytest.raises(InferenceError, match=r"is not a complete model: config\.json"):
+        E5KorQuADInference(DEFAULT_MODEL_PATH)
+
+    caplog.clear()
+    shutil.copytree(toy_model_dir, DEFAULT_MODEL_PATH, dirs_exist_ok=True)
+    assert E5KorQuADInference().model_path == Path(DEFAULT_MODEL_PATH)
+    assert "embedded sample" not in caplog.text
+
+
+def test_folders_that_are_no_models(copied_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(InferenceError, match=r"not a complete model: config\.json, model\.safetensors .*missing"):
+        E5KorQuADInference(tmp_path)
+    weights = copied_model / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InferenceError, match=r"copied model cannot be loaded: .*train it again"):
+        E5KorQuADInference(copied_model, device="cpu")
+    weights.unlink()
+    with pytest.raises(InferenceError, match=r"not a complete model: model\.safetensors"):
+        E5KorQuADInference(copied_model, device="cpu")
+    weights.write_bytes(whole)
+    (copied_model / "tokenizer.json").write_text("{}")
+    with pytest.raises(InferenceError, match="copied model cannot be loaded"):
+        E5KorQuADInference(copied_model, device="cpu")
+    for content in ("{", "[1]", "[{}]", '{"a": 1}'):
+        (copied_model / "modules.json").write_text(content)
+        with pytest.raises(InferenceError, match="copied model is not a model that can be read"):
+            E5KorQuADInference(copied_model, device="cpu")
+
+
+def test_broken_weights_are_not_searched_with(toy_model_dir: Path) -> None:
+    broken = E5KorQuADInference(toy_model_dir, device="cpu")
+    with torch.no_grad():
+        next(broken.model.parameters()).fill_(float("nan"))
+    with pytest.raises(InferenceError, match="not finite: train it again"):
+        broken.encode_query("수도는?")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "mps" if not torch.backends.mps.is_available() else "cuda:98"])
+def test_device_that_cannot_be_used(toy_model_dir: Path, device: str) -> None:
+    with pytest.raises(InferenceError, match=rf"The device '{device}' cannot be used: .+\. Use cpu"):
+        E5KorQuADInference(toy_model_dir, device=device)
+
+
+def test_an_unusable_gpu_is_said_and_the_cpu_used(
+    toy_model_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from trainer import device
+
+    def refuse(wanted: str) -> None:
+        raise device.DeviceError("The GPU cannot be used: too old.")
+
+    monkeypatch.setattr(device, "choose_device", refuse)
+    assert E5KorQuADInference(toy_model_dir).model.device.type == "cpu"
+    assert "too old. Searching on the CPU" in caplog.text
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+def test_gpu_where_there_is_one(toy_model_dir: Path, engine: E5KorQuADInference) -> None:
+    on_gpu = E5KorQuADInference(toy_model_dir)
+    assert on_gpu.model.device.type == "cuda"
+    np.testing.assert_allclose(on_gpu.encode_passages(PASSAGES), engine.encode_passages(PASSAGES), atol=1e-3)
+
+
+# -----------------------------------------------------------------------------------------------------------
+# Passage files
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp949"])
+def test_passages_one_a_line_in_each_encoding(tmp_path: Path, encoding: str, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "passages.txt"
+    file.write_bytes("서울은 수도이다.\r\n\r\n  똠방각하 \r한라산\u3000은\n \t \n끝".encode(encoding))
+    with caplog.at_level(logging.INFO, logger="inference"):
+        assert read_passages(file) == ["서울은 수도이다.", "똠방각하", "한라산\u3000은", "끝"]
+    assert ("read as CP949" in caplog.text) == (encoding == "cp949")
+
+
+def test_separators_of_unicode_do_not_end_a_passage(tmp_path: Path) -> None:
+    file = tmp_path / "passages.txt"
+    file.write_text("가\u2028나\x85다\x0c라\n마", encoding="utf-8")
+    assert read_passages(file) == ["가\u2028나\x85다\x0c라", "마"]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"ab\ncd\xff\n", r"neither UTF-8 \(byte 0xff at offset 5, line 2\) nor CP949 \(byte 0xff at offset 5, line 2\)"),
+        (b"\xef\xbb\xbfab\xff", r"UTF-8 \(byte 0xff at offset 5, line 1\)"),
+        ("서울".encode("utf-16"), r"It looks like UTF-16\. Save it as UTF-8"),
+        (b"", "holds no passages"),
+        (b"\xef\xbb\xbf \n\r\n", "holds no passages"),
+    ],
+)
+def test_passage_files_that_cannot_be_used(tmp_path: Path, data: bytes, message: str) -> None:
+    file = tmp_path / "passages.txt"
+    file.write_bytes(data)
+    with pytest.raises(InferenceError, match=message) as caught:
+        read_passages(file)
+    assert str(file) in str(caught.value)
+
+
+def test_passage_files_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InferenceError, match=r"none\.txt cannot be read: No such file or directory"):
+        read_passages(tmp_path / "none.txt")
+    with pytest.raises(InferenceError, match="cannot be read: Is a directory"):
+        read_passages(tmp_path)
+
+
+# -----------------------------------------------------------------------------------------------------------
+# Command line
+
+
+@pytest.fixture
+def passages_file(tmp_path: Path) -> Path:
+    file = tmp_path / "passages.txt"
+    file.write_text("\n".join(PASSAGES), encoding="utf-8")
+    return file
+
+
+def test_three_examples(toy_model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model_path", str(toy_model_dir), "--device", "cpu", "--top_k", "2"]) == 0
+    output = capsys.readouterr()
+    titles = [line for line in output.out.splitlines() if line[:1].isdigit()]
+    assert [title[:2] for title in titles] == ["1.", "2.", "3."]
+    for method in ("search(", "batch_search(", "compute_similarity("):
+        assert method in output.out
+    assert output.out.count("\n   1 ") == 4 and output.out.count("\n   2 ") == 1
+    assert "Loading weights" not in output.err
+
+
+def test_search_of_a_file(
+    engine: E5KorQuADInference, toy_model_dir: Path, passages_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--query", "산은?", "--passages", str(passages_file), "--top_k", "3"]
+    assert main([*arguments, "--model_path", str(toy_model_dir)]) == 0
+    expected = [f"  {r['rank']:>2} {r['score']:6.3f}  {r['passage']}" for r in engine.search("산은?", PASSAGES, 3)]
+    assert capsys.readouterr().out.splitlines() == ["  산은?", *expected]
+
+
+def test_a_long_passage_is_shown_by_its_beginning(capsys: pytest.CaptureFixture[str]) -> None:
+    inference.print_results("q", [{"rank": 1, "score": 0.5, "passage": "가" * 1500, "index": 0}])
+    assert capsys.readouterr().out.splitlines()[1] == f"   1  0.500  {'가' * 300}… (1,200 more characters)"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--query", "산은?"], "--query TEXT and --passages FILE go together"),
+        (["--passages", "FILE"], "--query TEXT and --passages FILE go together"),
+        (["--query", " ", "--passages", "FILE"], "--query is empty"),
+        (["--top_k", "0"], "must be a whole number of at least 1, not '0'"),
+        (["--top_k", "1.5"], "must be a whole number of at least 1, not '1.5'"),
+        (["--top", "3"], "unrecognized arguments"),
+        (["stray"], "unrecognized arguments"),
+    ],
+)
+def test_wrong_arguments_end_with_status_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_goes_wrong_ends_with_status_1(
+    toy_model_dir: Path, passages_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search = ["--query", "산은?", "--passages"]
+    assert main([*search, str(tmp_path / "none.txt"), "--model_path", str(toy_model_dir)]) == 1
+    assert "Error: " in (said := capsys.readouterr().err) and "none.txt cannot be read" in said
+    assert main([*search, "", "--model_path", str(toy_model_dir)]) == 1
+    assert "cannot be read" in capsys.readouterr().err
+    assert main([*search, str(passages_file), "--model_path", str(tmp_path / "nowhere")]) == 1
+    assert "python train.py" in capsys.readouterr().err
+    assert main([*search, str(passages_file), "--model_path", str(toy_model_dir), "--device", "gpu"]) == 1
+    assert "The device 'gpu' cannot be used" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_with_status_130(
+    toy_model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inference, "print_examples", interrupt)
+    assert main(["--model_path", str(toy_model_dir)]) == 130
+    assert capsys.readouterr().err.endswith("\nStopped.\n")
+
+
+def test_help_and_errors_answer_without_torch(tmp_path: Path) -> None:
+    program = (
+        "import sys, inference\n"
+        "for arguments in (['--help'], ['--top_k', '0'], ['--model_path', 'nowhere'], []):\n"
+        "    try:\n"
+        "        print(inference.main(arguments))\n"
+        "    except SystemExit as ended:\n"
+        "        print(ended.code)\n"
+        "print([name for name in ('torch', 'transformers', 'sentence_transformers') if name in sys.modules])\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-5:] == ["0", "2", "1", "1", "[]"]
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,355 @@
+"""Finding and loading files: order, both shapes, broken files, worker processes."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dataloader import (
+    DatasetError,
+    accumulate_all_data,
+    get_all_json_files,
+    load_entire_dataset,
+    load_files_parallel,
+    load_json_file,
+    loader,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+
+V1 = {
+    "version": "KorQuAD_v1.0_dev",
+    "data": [
+        {
+            "title": "서울",
+            "paragraphs": [
+                {
+                    "context": "서울은 수도이다.",
+                    "qas": [
+                        {"id": "1", "question": "수도는?", "answers": [{"text": "서울", "answer_start": 0}]},
+                        {"id": 2, "question": "서울은?", "answers": [{"text": "수도", "answer_start": 4}]},
+                    ],
+                },
+                {"context": "한강이 흐른다.", "qas": []},
+            ],
+        }
+    ],
+}
+V2 = {
+    "version": "KorQuAD_2.1",
+    "data": [
+        {
+            "title": "부산",
+            "url": "https://example.org/부산",
+            "context": "<p>부산은 항구이다.</p>",
+            "raw_html": "<html><p class='x'>부산은 항구이다.</p></html>",
+            "qas": [{"id": 7, "question": "항구는?", "answer": {"text": "부산", "answer_start": 3, "extra": None}}],
+        }
+    ],
+}
+
+
+def write(path: Path, content: Any) -> Path:
+    """Write bytes as they are, anything else as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    return path
+
+
+def one_article(number: int) -> dict:
+    qa = {"id": number, "question": f"질문 {number}?", "answer": {"text": f"답 {number}"}}
+    return {"version": "2.1", "data": [{"title": str(number), "context": f"답 {number}", "qas": [qa]}]}
+
+
+# --- finding files ---
+
+
+def test_training_folders_are_read_in_natural_order(tmp_path):
+    for folder in ("KorQuAD_2.1_train_10", "KorQuAD_2.1_train_02", "KorQuAD_2.1_train_1"):
+        for name in ("b10.json", "b9.json"):
+            write(tmp_path / folder / name, V2)
+    write(tmp_path / "KorQuAD_2.1_dev_00" / "dev.json", V2)
+    write(tmp_path / "KorQuAD_2.1_train_1" / "._b9.json", b"a leftover of macOS")
+    write(tmp_path / "notes.json", V2)
+    found = [str(path.relative_to(tmp_path)) for path in get_all_json_files(tmp_path)]
+    assert found == [f"KorQuAD_2.1_train_{n}/{name}" for n in ("1", "02", "10") for name in ("b9.json", "b10.json")]
+
+
+def test_development_folders_are_read_where_there_are_no_training_folders(tmp_path):
+    write(tmp_path / "KorQuAD_2.1_dev_00" / "dev.json", V2)
+    write(tmp_path / "other.json", V2)
+    assert get_all_json_files(tmp_path) == [tmp_path / "KorQuAD_2.1_dev_00" / "dev.json"]
+
+
+def test_a_plain_folder_and_a_single_file(tmp_path):
+    files = [write(tmp_path / name, V1) for name in ("a2.json", "a10.json")]
+    assert get_all_json_files(tmp_path) == files
+    assert get_all_json_files(str(files[1])) == [files[1]]
+
+
+def test_a_missing_root_and_an_empty_one_say_what_to_give(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere does not exist.*KorQuAD_2\.1_train_00"):
+        get_all_json_files(tmp_path / "nowhere")
+    with pytest.raises(DatasetError, match=r"no JSON file in .*KorQuAD_2\.1_train_\*/\*\.json"):
+        get_all_json_files(tmp_path)
+
+
+# --- one file ---
+
+
+def test_korquad_1_keeps_each_question_with_its_paragraph(tmp_path):
+    result = load_json_file(write(tmp_path / "v1.json", V1))
+    assert (result["file"], result["version"]) == (str(tmp_path / "v1.json"), "KorQuAD_v1.0_dev")
+    (article,) = result["articles"]
+    assert (article["title"], article["url"], article["context"]) == ("서울", "", "")
+    assert article["paragraphs"] == ["서울은 수도이다.", "한강이 흐른다."]
+    first, second = article["qas"]
+    assert first == {
+        "id": "1",
+        "question": "수도는?",
+        "answer": [{"text": "서울", "answer_start": 0}],
+        "answer_start": 0,
+        "context": "서울은 수도이다.",
+    }
+    assert (second["id"], second["answer_start"]) == ("2", 4)
+    assert first["context"] is second["context"] is article["paragraphs"][0]
+
+
+def test_korquad_2_shares_the_page_and_drops_the_raw_one(tmp_path):
+    path = write(tmp_path / "v2.json", V2)
+    (article,) = load_json_file(path)["articles"]
+    assert article == {
+        "title": "부산",
+        "url": "https://example.org/부산",
+        "context": "<p>부산은 항구이다.</p>",
+        "paragraphs": ["<p>부산은 항구이다.</p>"],
+        "qas": [
+            {
+                "id": "7",
+                "question": "항구는?",
+                "answer": {"text": "부산", "answer_start": 3, "extra": None},
+                "answer_start": 3,
+                "context": "<p>부산은 항구이다.</p>",
+            }
+        ],
+    }
+    assert article["qas"][0]["context"] is article["context"]
+    assert load_json_file(path, keep_raw_html=True)["articles"][0]["raw_html"].startswith("<html>")
+
+
+@pytest.mark.parametrize("answer", ["부산", ["부산", {"text": "항구"}], []])
+def test_answers_stay_as_the_file_has_them(tmp_path, answer):
+    content = {"data": [{"qas": [{"question": "?", "answer": answer}]}]}
+    (qa,) = load_json_file(write(tmp_path / "x.json", content))["articles"][0]["qas"]
+    assert (qa["answer"], qa["answer_start"], qa["id"], qa["context"]) == (answer, None, "", "")
+
+
+def test_a_byte_order_mark_is_fine(tmp_path):
+    path = write(tmp_path / "bom.json", b"\xef\xbb\xbf" + json.dumps(V1).encode())
+    assert len(load_json_file(path)["articles"]) == 1
+
+
+def qa_file(**qa: Any) -> dict:
+    return {"data": [{"qas": []}, {"qas": [{"question": "?", "answer": "x"} | qa]}]}
+
+
+BROKEN = [
+    (b"", r"\$: the file is empty"),
+    (b'{"data": [\n  1,,]}', "line 2, column 5: is not JSON"),
+    (b'{"data": [' + b"[" * 200_000, "nested too deeply"),
+    (b'{"data": ' + b"9" * 5000 + b"}", r"\$: is not usable JSON"),
+    (b'{"data": "\xff"}', "byte 10: is not UTF-8"),
+    (b'\xef\xbb\xbf{"data": "\xff"}', "byte 13: is not UTF-8"),
+    ("가".encode("utf-16"), "is not UTF-8"),
+    ([], r"\$: is a list, should be an object with 'data'"),
+    ({"version": "1"}, r"\$\.data: is missing"),
+    ({"data": {}}, r"\$\.data: is an object, should be a list"),
+    ({"data": [], "version": []}, r"\$\.version: is a list"),
+    ({"data": [None]}, r"\$\.data\[0\]: is null"),
+    ({"data": [{"title": "x"}]}, r"\$\.data\[0\]\.qas: is missing"),
+    ({"data": [{"title": 3, "qas": []}]}, r"\$\.data\[0\]\.title: is a number, should be text"),
+    ({"data": [{"paragraphs": [{"context": "x"}]}]}, r"\$\.data\[0\]\.paragraphs\[0\]\.qas: is missing"),
+    ({"data": [{"paragraphs": ["x"]}]}, r"\$\.data\[0\]\.paragraphs\[0\]: is text"),
+    ({"data": [{"qas": [[]]}]}, r"\$\.data\[0\]\.qas\[0\]: is a list"),
+    ({"data": [{"qas": [{"answer": "x"}]}]}, r"\$\.data\[0\]\.qas\[0\]\.question: is missing"),
+    ({"data": [{"qas": [{"question": "x"}]}]}, r"\$\.data\[0\]\.qas\[0\]\.answer: is missing"),
+    (qa_file(answer=None), r"\$\.data\[1\]\.qas\[0\]\.answer: is null"),
+    (qa_file(answer={}), r"\$\.data\[1\]\.qas\[0\]\.answer\.text: is missing"),
+    (qa_file(answer=["x", 3]), r"\$\.data\[1\]\.qas\[0\]\.answer\[1\]: is a number"),
+    (qa_file(answer={"text": "x", "answer_start": "0"}), r"answer\.answer_start: is text, should be a whole number"),
+    (qa_file(id=[]), r"\$\.data\[1\]\.qas\[0\]\.id: is a list"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), BROKEN)
+def test_a_broken_file_is_named_with_the_place_in_it(tmp_path, content, message):
+    path = write(tmp_path / "broken.json", content)
+    with pytest.raises(DatasetError, match=message) as error:
+        load_json_file(path)
+    assert str(error.value).startswith(f"{path}: ")
+
+
+def test_a_missing_file_and_a_folder_are_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"gone\.json: no such file"):
+        load_json_file(tmp_path / "gone.json")
+    with pytest.raises(DatasetError, match="cannot be read"):
+        load_json_file(tmp_path)
+
+
+KEYS = ["data", "paragraphs", "qas", "question", "answer", "answers", "text", "id", "context", "answer_start"]
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=JSON | st.fixed_dictionaries({"data": st.lists(JSON, max_size=2)}))
+def test_any_json_gives_articles_or_an_error_that_names_file_and_place(tmp_path, content):
+    path = write(tmp_path / "any.json", content)
+    try:
+        articles = load_json_file(path)["articles"]
+    except DatasetError as error:
+        assert str(error).startswith(f"{path}: $")
+    else:
+        assert all(isinstance(qa["question"], str) for article in articles for qa in article["qas"])
+
+
+# --- many files ---
+
+
+@pytest.fixture
+def ten_files(tmp_path) -> list[Path]:
+    return [write(tmp_path / f"part_{number}.json", one_article(number)) for number in range(10)]
+
+
+def test_every_number_of_workers_gives_the_same_dataset(ten_files, monkeypatch):
+    alone = load_entire_dataset(ten_files[0].parent, num_workers=1, verbose=False)
+    monkeypatch.setattr(loader, "SMALL_JOB_BYTES", 0)
+    together = load_entire_dataset(ten_files[0].parent, num_workers=2, verbose=False)
+    assert together == alone
+    assert [article["title"] for article in alone["articles"]] == [str(number) for number in range(10)]
+    assert alone["files"] == [str(path) for path in ten_files]
+    assert alone["versions"] == ["2.1"] * 10
+    assert (alone["total_files"], alone["total_articles"], alone["total_qas"]) == (10, 10, 10)
+    assert alone["skipped"] == []
+
+
+def test_strings_stay_shared_on_the_way_from_a_worker(tmp_path, monkeypatch):
+    monkeypatch.setattr(loader, "SMALL_JOB_BYTES", 0)
+    paths = [write(tmp_path / name, V1) for name in ("a.json", "b.json")]
+    for result in load_files_parallel(paths, num_workers=2, verbose=False):
+        (article,) = result["articles"]
+        assert article["qas"][0]["context"] is article["qas"][1]["context"] is article["paragraphs"][0]
+
+
+def test_a_small_job_starts_no_process(ten_files, monkeypatch):
+    monkeypatch.setattr(loader, "_load_in_pool", lambda *_: pytest.fail("started processes"))
+    assert len(load_files_parallel(ten_files, num_workers=4, verbose=False)) == 10
+    monkeypatch.setattr(loader, "SMALL_JOB_BYTES", 0)
+    assert len(load_files_parallel(ten_files[:1], num_workers=4, verbose=False)) == 1
+    assert len(load_files_parallel(ten_files, num_workers=0, verbose=False)) == 10
+    assert load_files_parallel([], verbose=False) == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_all_broken_files_are_listed_or_left_out_aloud(ten_files, monkeypatch, caplog, workers):
+    monkeypatch.setattr(loader, "SMALL_JOB_BYTES", 0)
+    write(ten_files[3], b"{")
+    write(ten_files[8], {"data": 1})
+    reasons = [f"{ten_files[3]}: line 1, column 2: is not JSON", f"{ten_files[8]}: $.data: is a number"]
+
+    with pytest.raises(DatasetError, match="2 of 10 files cannot be used") as error:
+        load_entire_dataset(ten_files[0].parent, workers, verbose=False)
+    assert all(reason in str(error.value) for reason in reasons)
+
+    with caplog.at_level(logging.WARNING):
+        dataset = load_entire_dataset(ten_files[0].parent, workers, verbose=False, skip_bad_files=True)
+    assert all(reason in caplog.text for reason in reasons)
+    assert dataset["total_files"] == dataset["total_articles"] == len(dataset["files"]) == 8
+    assert len(dataset["skipped"]) == 2
+    assert all(skipped.startswith(reason) for skipped, reason in zip(dataset["skipped"], reasons, strict=True))
+
+
+def test_a_negative_number_of_workers_is_refused(ten_files):
+    with pytest.raises(ValueError, match="num_workers is -1"):
+        load_files_parallel(ten_files, num_workers=-1)
+
+
+def test_totals_are_logged(ten_files, caplog):
+    with caplog.at_level(logging.INFO):
+        load_entire_dataset(ten_files[0].parent)
+    assert "10 files, 10 articles, 10 question-answer pairs" in caplog.text
+
+
+def test_accumulate_keeps_the_order_of_its_results():
+    results = [{"file": name, "version": name, "articles": [{"qas": [1, 2]}]} for name in "ba"]
+    dataset = accumulate_all_data(results)
+    assert (dataset["files"], dataset["versions"], dataset["total_qas"]) == (["b", "a"], ["b", "a"], 4)
+
+
+def die(file: Path) -> None:
+    """Stands in for the worker's function: what the kernel does to a process when memory runs out."""
+    os._exit(9)
+
+
+def test_a_worker_that_dies_is_a_clear_error(ten_files, monkeypatch):
+    monkeypatch.setattr(loader, "SMALL_JOB_BYTES", 0)
+    monkeypatch.setattr(loader, "_load_or_explain", die)
+    with pytest.raises(loader.WorkerError, match=r"memory ran out; 10 of 10 files.*smaller num_workers"):
+        load_files_parallel(ten_files, num_workers=2, verbose=False)
+
+
+# --- processes of their own ---
+
+
+def run_python(script: Path) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_import_and_load_without_torch(tmp_path, ten_files):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\n"
+        "sys.modules['torch'] = sys.modules['sentence_transformers'] = sys.modules['transformers'] = None\n"
+        "import dataloader\n"
+        "from dataloader import *\n"
+        f"print(load_entire_dataset({str(tmp_path)!r}, verbose=False)['total_qas'])\n"
+        "print(clean_html_text('<p>a</p>'))\n"
+    )
+    done = run_python(script)
+    assert (done.stdout, done.stderr) == ("10\na\n", "")
+
+
+def test_workers_do_not_run_the_calling_script_again(tmp_path, ten_files):
+    script = tmp_path / "script.py"  # without a __main__ guard
+    script.write_text(
+        "from dataloader import load_entire_dataset, loader\n"
+        "loader.SMALL_JOB_BYTES = 0\n"
+        f"print(load_entire_dataset({str(tmp_path)!r}, num_workers=2, verbose=False)['total_qas'])\n"
+    )
+    done = run_python(script)
+    assert (done.stdout, done.stderr) == ("10\n", "")
+
+
+# --- the real file ---
+
+
+def test_the_real_korquad_1_file():
+    path = os.environ.get("KORQUAD_V1_JSON")
+    if not path:
+        pytest.skip("KORQUAD_V1_JSON does not name a copy of KorQuAD_v1.0_dev.json")
+    dataset = load_entire_dataset(path, verbose=False)
+    assert (dataset["total_articles"], dataset["total_qas"]) == (140, 5774)
+    assert len({text for article in dataset["articles"] for text in article["paragraphs"]}) == 961

@@ -1,0 +1,99 @@
+"""Low-rank adapters (LoRA, arXiv:2106.09685): attach to a model, report, merge into the weights."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from sentence_transformers import SentenceTransformer
+from torch import nn
+
+from config import ConfigError, TrainingConfig
+
+logger = logging.getLogger(__name__)
+
+
+def setup_lora_model(model: SentenceTransformer, config: TrainingConfig) -> SentenceTransformer:
+    """Freeze the model's weights and attach trainable adapters to `config.lora_target_modules`; returns the same model.
+
+    With `config.gradient_checkpointing` the encoder recomputes its activations in the backward pass.
+
+    Raises:
+        ConfigError: a target that no linear layer of the model has; the names that exist are listed.
+        ValueError: the model has adapters already.
+    """
+    encoder = model[0].model
+    if isinstance(encoder, PeftModel):
+        raise ValueError("the model has LoRA adapters already: merge them, or load the base model anew")
+    _check_targets(encoder, config.lora_target_modules)
+    if config.gradient_checkpointing:
+        # The adapters lie inside the recomputed blocks while the embeddings below are frozen: the re-entrant kind would
+        # see inputs without gradient and train nothing.
+        encoder.activation_checkpointing_enable({"use_reentrant": False})
+        encoder.enable_input_require_grads()
+    adapter = LoraConfig(
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=list(config.lora_target_modules),
+        # Mean pooling reads nothing of BERT's pooler: an adapter on its dense layer would never get a gradient.
+        exclude_modules=[name for name, _ in encoder.named_modules() if name.startswith("pooler.")] or None,
+        bias="none",
+    )
+    # `model[0].auto_model` is a read-only view: the encoder is replaced where the module keeps it.
+    model[0].model = get_peft_model(encoder, adapter)
+    # What is saved names the published base model, not the folder of this machine that it came from.
+    model[0].model.peft_config["default"].base_model_name_or_path = config.model_name
+    return model
+
+
+def print_lora_info(model: SentenceTransformer) -> None:
+    """Print rank, alpha, targets and the trainable share of the parameters."""
+    adapter = peft_model_of(model).peft_config["default"]
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in model.parameters())
+    targets = ", ".join(sorted(adapter.target_modules))
+    print(
+        f"LoRA: rank {adapter.r}, alpha {adapter.lora_alpha:g}, dropout {adapter.lora_dropout:g}, targets {targets}; "
+        f"trains {trainable:,} of {total:,} parameters ({trainable / total:.2%})"
+    )
+
+
+def peft_model_of(model: SentenceTransformer) -> PeftModel:
+    """The PEFT model inside. Raises ValueError where setup_lora_model was not called."""
+    encoder = model[0].model
+    if not isinstance(encoder, PeftModel):
+        raise ValueError("the model has no LoRA adapters: call setup_lora_model(model, config) first")
+    return encoder
+
+
+def adapter_matrices(model: SentenceTransformer) -> Iterator[tuple[str, nn.Parameter]]:
+    """The trainable matrices under the names of the layers they adapt, such as
+    `encoder.layer.0.attention.self.query.lora_A`."""
+    for name, parameter in peft_model_of(model).named_parameters():
+        if parameter.requires_grad:
+            yield name.removeprefix("base_model.model.").removesuffix(".weight").removesuffix(".default"), parameter
+
+
+def merged_copy(model: SentenceTransformer) -> SentenceTransformer:
+    """A copy of the model with the adapters added into its weights: an ordinary sentence-transformers model.
+
+    Un-merging would leave rounding errors in the frozen weights, so training goes on with the original, untouched.
+    """
+    peft_model_of(model)
+    merged = copy.deepcopy(model)
+    merged[0].model = merged[0].model.merge_and_unload()
+    return merged
+
+
+def _check_targets(encoder: nn.Module, targets: list[str]) -> None:
+    linear = {name for name, module in encoder.named_modules() if isinstance(module, nn.Linear)}
+    # PEFT matches a target against the end of a module's dotted name.
+    missing = [t for t in targets if not any(name == t or name.endswith("." + t) for name in linear)]
+    if missing:
+        known = sorted({name.rsplit(".", 1)[-1] for name in linear})
+        raise ConfigError(
+            [f"--lora_target_modules: the model has no linear layer {t!r}; it has {', '.join(known)}" for t in missing]
+        )

@@ -1,0 +1,371 @@
+"""EmbeddingTrainer: the loop that trains a LoRA embedding model with in-batch negatives.
+
+`python train.py` runs it; in a notebook: `EmbeddingTrainer(model, config).train(dataloader, evaluator=evaluator)`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from config import TrainingConfig
+from trainer.checkpoint import save_finished_model
+from trainer.device import choose_device, choose_precision
+from trainer.evaluation import RetrievalEvaluator
+from trainer.lora import adapter_matrices
+from trainer.loss import contrastive_loss
+from trainer.monitor import GradientRecorder, Monitor, NullMonitor, TensorBoardMonitor
+
+logger = logging.getLogger(__name__)
+
+AUTOCAST_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+# A scaler that halves a hundred times in a row has left float16's whole range behind: what follows cannot recover.
+MOST_SKIPPED_STEPS = 100
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on."""
+
+
+class EmbeddingTrainer:
+    """Trains the adapters of a model; see `setup_lora_model`.
+
+    Args:
+        model: with adapters attached. It is moved to the device that the settings choose.
+        config: the settings.
+
+    Attributes:
+        global_step: optimiser steps done.
+        best_score, best_step: of the checkpoint that `config.output_dir` holds (-inf, 0 before the first).
+        metrics: of the latest evaluation, by name.
+
+    Raises:
+        DeviceError: the device or number format cannot be used.
+    """
+
+    def __init__(self, model: SentenceTransformer, config: TrainingConfig):
+        self.model = model
+        self.config = config
+        self.device, device_reason = choose_device(config.device)
+        self.precision, precision_reason = choose_precision(config.precision, self.device)
+        logger.info("Training on %s (%s), in %s (%s)", self.device, device_reason, self.precision, precision_reason)
+        self.model.to(self.device)
+        self.global_step = 0
+        self.best_score, self.best_step = -math.inf, 0
+        self.metrics: dict[str, float] = {}
+        self._monitor: Monitor = NullMonitor()
+        self._gradients: GradientRecorder | None = None
+        self._skipped_in_a_row = 0
+        self._optimizer_stepped = False
+        self._grad_norm = torch.zeros((), device=self.device)
+        self._window = _LossMean(self.device)
+        self._epoch_window = _LossMean(self.device)
+
+    def train(
+        self,
+        train_dataloader: Iterable[Any],
+        train_loss: Any = None,
+        evaluator: Any = None,
+    ) -> float:
+        """Run all epochs; keep the checkpoint with the best score in `config.output_dir`.
+
+        Args:
+            train_dataloader: has a length; yields lists of InputExample or the tokenised batches of
+                `dataloader.build_dataloader`.
+            train_loss: None for the in-batch contrastive loss of the settings, a callable
+                (query_embeddings, passage_embeddings) → scalar, or a sentence-transformers loss with
+                `compute_loss_from_embeddings`.
+            evaluator: None, or one evaluator or a list of them; the first one's primary metric is the score.
+
+        Returns:
+            The best score; -inf without an evaluator (the last state is saved then).
+
+        Raises:
+            TrainingError: no batches; or a hundred steps in a row without finite gradients.
+            CheckpointError: the model could not be saved.
+        """
+        steps_per_epoch = len(train_dataloader)  # type: ignore[arg-type]
+        if steps_per_epoch == 0:
+            raise TrainingError("there are no batches to train on: fewer pairs than one batch needs")
+        self._setup_tensorboard()
+        self._setup_gradient_logging()
+        optimizer, scheduler, scaler = self._setup_optimizer_and_scheduler(steps_per_epoch * self.config.num_epochs)
+        progress = tqdm(total=steps_per_epoch * self.config.num_epochs, desc="Training", unit="step", dynamic_ncols=True)
+        try:
+            if evaluator is not None:
+                self._log_metrics(self._scores(evaluator))  # step 0: the base model, since fresh adapters change nothing
+            for epoch in range(self.config.num_epochs):
+                self._train_epoch(epoch, train_dataloader, train_loss, evaluator, optimizer, scheduler, scaler, progress)
+            if evaluator is None:
+                save_finished_model(self.model, self.config, {"step": self.global_step})
+        finally:
+            progress.close()
+            self._monitor.close()
+            if self._gradients is not None:
+                self._gradients.remove()
+        return self.best_score
+
+    def evaluate(self, evaluator: Any) -> float:
+        """Score of the model as it is: the (first) evaluator's primary metric. All metrics are in `self.metrics` then."""
+        return self._scores(evaluator)["eval/score"]
+
+    def create_evaluator(
+        self,
+        queries: Mapping[str, str],
+        corpus: Mapping[str, str],
+        relevant_docs: Mapping[str, set[str]],
+        name: str = "answers",
+    ) -> RetrievalEvaluator:
+        """A retrieval evaluator over raw texts (without prefixes), asking at most `config.eval_samples` of the queries."""
+        return RetrievalEvaluator(
+            queries, corpus, relevant_docs, name=name, max_queries=self.config.eval_samples, seed=self.config.split_seed
+        )
+
+    _create_evaluator = create_evaluator
+
+    def _train_epoch(
+        self,
+        epoch: int,
+        train_dataloader: Any,
+        train_loss: Any,
+        evaluator: Any,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler,
+        scaler: torch.amp.GradScaler,
+        progress: tqdm,
+    ) -> None:
+        config = self.config
+        self.model.train()
+        window_start, window_pairs = time.perf_counter(), 0
+        for index, batch in enumerate(train_dataloader, start=1):
+            due = (self.global_step + 1) % config.log_every_n_steps == 0
+            if due and self._gradients is not None:
+                self._gradients.start()
+
+            # ----------------------------------------------------------------------------------------------------
+            learning_rate = scheduler.get_last_lr()[0]
+            loss = self._training_step(batch, train_loss, optimizer, scaler)
+            if self._optimizer_stepped:
+                scheduler.step()
+                self.global_step += 1
+            # ----------------------------------------------------------------------------------------------------
+
+            self._window.add(loss)
+            self._epoch_window.add(loss)
+            window_pairs += _batch_length(batch)
+            progress.update()
+            if due and self._optimizer_stepped:
+                seconds = time.perf_counter() - window_start
+                measured = {
+                    "train/loss": self._window.mean(),
+                    "train/learning_rate": learning_rate,
+                    "train/epoch": epoch + index / len(train_dataloader),
+                    "train/grad_norm": self._grad_norm.item(),
+                    "train/pairs_per_second": window_pairs / seconds,
+                }
+                self._log_metrics(measured)
+                if self._gradients is not None:
+                    self._monitor.log_gradients(self._last_gradients, self.global_step)
+                progress.set_postfix(loss=f"{measured['train/loss']:.3f}", lr=f"{learning_rate:.1e}")
+                window_start, window_pairs = time.perf_counter(), 0
+            last = index == len(train_dataloader)
+            if evaluator is not None and (last or (self._optimizer_stepped and self.global_step % config.eval_steps == 0)):
+                before = time.perf_counter()
+                self._evaluate_and_save(evaluator)
+                window_start += time.perf_counter() - before  # the rate is that of training alone
+        self._log_metrics({"train/epoch_loss": self._epoch_window.mean(), "train/epoch": float(epoch + 1)})
+
+    def _training_step(
+        self, batch: Any, train_loss: Any, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+    ) -> Tensor:
+        """One batch: embeddings → loss → gradients → clipped optimiser step. Returns the loss, detached, on the device.
+
+        A step whose gradients are not finite is skipped by the scaler; `self._optimizer_stepped` tells. Only the scaler
+        itself waits for the device.
+        """
+        optimizer.zero_grad(set_to_none=True)
+        features = self._tokenised(batch)
+        with self._autocast():
+            query_embeddings = self._embed(features["query"])  # (B, D)
+            passage_embeddings = self._embed(features["passage"])  # (B, D)
+        loss = self._loss(train_loss, query_embeddings, passage_embeddings, features["mask"])
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        self._last_gradients = self._gradients.fetch() if self._gradients is not None else {}
+        trainable = [p for group in optimizer.param_groups for p in group["params"]]
+        self._grad_norm = torch.nn.utils.clip_grad_norm_(trainable, self.config.max_grad_norm)
+        self._optimizer_stepped = False
+        scaler.step(optimizer)
+        scaler.update(None if self.precision == "fp16" else 1.0)
+        self._watch_skips(loss, scaler)
+        return loss.detach()
+
+    def _compute_contrastive_loss(
+        self, query_embeddings: Tensor, passage_embeddings: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """The in-batch contrastive loss with the settings' scale: (B, D), (B, D) → scalar; see `contrastive_loss`."""
+        return contrastive_loss(query_embeddings, passage_embeddings, self.config.scale, mask)
+
+    def _loss(self, train_loss: Any, queries: Tensor, passages: Tensor, mask: Tensor) -> Tensor:
+        if train_loss is None:
+            return self._compute_contrastive_loss(queries, passages, mask)
+        if hasattr(train_loss, "compute_loss_from_embeddings"):
+            labels = torch.arange(len(queries), device=self.device)
+            return train_loss.compute_loss_from_embeddings([queries.float(), passages.float()], labels)
+        return train_loss(queries, passages)
+
+    def _embed(self, features: Mapping[str, Any]) -> Tensor:
+        """Token ids (B, T) → embeddings (B, D)."""
+        on_device = {
+            name: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
+            for name, value in features.items()
+        }
+        return self.model(on_device)["sentence_embedding"]
+
+    def _tokenised(self, batch: Any) -> Mapping[str, Any]:
+        """The batch as token ids; lists of InputExample are tokenised here, other batches were in the data workers."""
+        if not isinstance(batch, list):
+            return batch
+        queries, passages = ([example.texts[side] for example in batch] for side in (0, 1))
+        same = torch.tensor([[a == b for b in passages] for a in passages])
+        return {
+            "query": self.model.preprocess(queries),
+            "passage": self.model.preprocess(passages),
+            "mask": same & ~torch.eye(len(batch), dtype=torch.bool),
+        }
+
+    def _autocast(self) -> torch.autocast:
+        dtype = AUTOCAST_TYPES.get(self.precision)
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+    def _setup_tensorboard(self) -> None:
+        if not self.config.log_dir:
+            return
+        self._monitor = TensorBoardMonitor(self.config.log_dir)
+        self._monitor.log_config(self.config.to_dict())
+        logger.info("TensorBoard logs go to %s (./run_tensorboard.sh shows them)", self._monitor.run_dir)
+
+    def _setup_gradient_logging(self) -> None:
+        if self.config.log_dir and self.config.log_gradients:
+            self._gradients = GradientRecorder(adapter_matrices(self.model))
+
+    def _setup_optimizer_and_scheduler(
+        self, total_steps: int
+    ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, torch.amp.GradScaler]:
+        """AdamW over the adapters, linear warm-up and decay to 0, and the scaler of fp16.
+
+        The other formats use a scaler that stays at 1: it is only the check that the gradients are finite.
+        """
+        config = self.config
+        trainable = [p for p in self.model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
+        optimizer.register_step_post_hook(self._note_step)
+        warmup = warmup_within(config.warmup_steps, total_steps)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, linear_warmup_and_decay(warmup, total_steps))
+        if self.precision == "fp16":
+            scaler = torch.amp.GradScaler(self.device.type)
+        else:
+            scaler = torch.amp.GradScaler(self.device.type, init_scale=1.0, growth_interval=2**31 - 1)
+        return optimizer, scheduler, scaler
+
+    def _note_step(self, *_: Any) -> None:
+        self._optimizer_stepped = True
+
+    def _watch_skips(self, loss: Tensor, scaler: torch.amp.GradScaler) -> None:
+        if self._optimizer_stepped:
+            self._skipped_in_a_row = 0
+            return
+        self._skipped_in_a_row += 1
+        value = loss.item()
+        # fp16 begins with a scale that is too high on purpose and finds its own within a few skipped steps.
+        level = logging.INFO if self.precision == "fp16" and math.isfinite(value) else logging.WARNING
+        logger.log(
+            level,
+            "Step %d skipped: gradients not finite (loss %g, loss scale now %g)",
+            self.global_step + 1,
+            value,
+            scaler.get_scale(),
+        )
+        if self._skipped_in_a_row >= MOST_SKIPPED_STEPS:
+            raise TrainingError(
+                f"{MOST_SKIPPED_STEPS} steps in a row without finite gradients, from step {self.global_step + 1} on "
+                f"(last loss {value:g}). Lower --learning_rate, or train with --precision fp32."
+            )
+
+    def _log_metrics(self, metrics: Mapping[str, float]) -> None:
+        self._monitor.log_metrics(metrics, self.global_step)
+
+    def _scores(self, evaluator: Any) -> dict[str, float]:
+        evaluators: Sequence[Callable[..., Any]] = evaluator if isinstance(evaluator, list | tuple) else [evaluator]
+        self.metrics, scores = {}, []
+        with torch.no_grad(), self._autocast():
+            for one in evaluators:
+                result = one(self.model)
+                # sentence-transformers' evaluators return a dict with a primary metric, older ones a number.
+                named = result if isinstance(result, dict) else {"score": float(result)}
+                primary = getattr(one, "primary_metric", None) or next(iter(named))
+                scores.append(float(named[primary]))
+                self.metrics |= {name: float(value) for name, value in named.items()}
+        return {"eval/score": scores[0], **{f"eval/{name}": value for name, value in self.metrics.items()}}
+
+    def _evaluate_and_save(self, evaluator: Any) -> None:
+        """Evaluate, log, and keep the model in `config.output_dir` where it is the best so far."""
+        scores = self._scores(evaluator)
+        self._log_metrics(scores)
+        self._monitor.flush()
+        self.model.train()
+        score = scores["eval/score"]
+        better = score > self.best_score
+        logger.info("Step %d: score %.4f%s", self.global_step, score, " (best so far, saved)" if better else "")
+        if better:
+            self.best_score, self.best_step = score, self.global_step
+            save_finished_model(self.model, self.config, {"step": self.global_step, "validation": self.metrics})
+
+
+def warmup_within(warmup_steps: int, total_steps: int) -> int:
+    """The warm-up steps of a run: as asked, but never more than a tenth of it (a longer one would leave no time to learn)."""
+    longest = total_steps // 10
+    if warmup_steps <= longest:
+        return warmup_steps
+    logger.info("Warm-up shortened from %d to %d steps: a tenth of the %d steps", warmup_steps, longest, total_steps)
+    return longest
+
+
+def linear_warmup_and_decay(warmup_steps: int, total_steps: int) -> Callable[[int], float]:
+    """Step → factor on the learning rate: linear from 0 to 1 over the warm-up, then linear to 0 at the last step."""
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
+
+    return factor
+
+
+class _LossMean:
+    """Mean of the finite losses since it was last asked for, summed on the device so that adding does not wait for it."""
+
+    def __init__(self, device: torch.device):
+        self._sums = torch.zeros(2, device=device)
+
+    def add(self, loss: Tensor) -> None:
+        finite = torch.isfinite(loss)
+        self._sums += torch.stack([torch.where(finite, loss, 0.0).float(), finite.float()])
+
+    def mean(self) -> float:
+        """NaN where no finite loss was added."""
+        total, count = self._sums.tolist()
+        self._sums.zero_()
+        return total / count if count else math.nan
+
+
+def _batch_length(batch: Any) -> int:
+    return len(batch) if isinstance(batch, list) else len(batch["query"]["input_ids"])
