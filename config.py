@@ -80,9 +80,7 @@ class TrainingConfig:
         2000, "questions asked at each evaluation during training (seeded sample); 0 = all", at_least=0
     )
     skip_bad_files: bool = setting(False, "go on without files that cannot be read (they are listed)")
-    num_workers: int = setting(
-        4, "worker processes that load files and tokenise batches; 0 = none", at_least=0, at_most=256
-    )
+    num_workers: int = setting(4, "worker processes that load files and tokenise batches; 0 = none", at_least=0, at_most=256)
 
     # Model
     model_name: str = setting("intfloat/multilingual-e5-small", "base model: a local folder or a hub id")
@@ -90,6 +88,9 @@ class TrainingConfig:
     lora_r: int = setting(8, "rank of the LoRA update (arXiv:2106.09685)", at_least=1, at_most=384)
     lora_alpha: float = setting(16.0, "LoRA update is multiplied by alpha / r", above=0, at_most=10_000)
     lora_dropout: float = setting(0.1, "dropout on the input of the LoRA update", at_least=0, below=1)
+    encoder_dropout: float = setting(
+        0.1, "dropout inside the frozen encoder, on activations and attention; 0 is much faster", at_least=0, below=1
+    )
     lora_target_modules: list[str] = setting(["query", "key", "value"], "linear layers that get an adapter")
     gradient_checkpointing: bool = setting(True, "recompute activations: less memory, about a third more time")
 
@@ -105,9 +106,7 @@ class TrainingConfig:
     scale: float = setting(
         20.0, "similarities are multiplied by this: 1 / temperature (20 = .05; E5's own is 100 = .01)", above=0, at_most=1000
     )
-    precision: str = setting(
-        "auto", "auto = fp16 on a GPU, fp32 on a CPU", choices=("auto", "fp16", "bf16", "fp32")
-    )
+    precision: str = setting("auto", "auto = fp16 on a GPU, fp32 on a CPU", choices=("auto", "fp16", "bf16", "fp32"))
     device: str = setting("auto", "auto = a GPU where there is one", choices=("auto", "cuda", "cpu"))
     seed: int = setting(42, "seed of the adapter's start, the order of batches and dropout", at_least=0, at_most=2**32 - 1)
 
@@ -144,17 +143,17 @@ class TrainingConfig:
 
     @classmethod
     def load(cls, path: str | Path) -> TrainingConfig:
-        """Read settings from a saved JSON file or a YAML recipe. Raises ConfigError (unreadable, unknown keys, bad values)."""
+        """Read settings from a saved JSON file or a YAML recipe. Raises ConfigError (unreadable, unknown key, bad value)."""
         return cls(**read_recipe(path))
 
     def print_summary(self) -> None:
         """Print every setting; `*` marks what differs from the default."""
         defaults = TrainingConfig().to_dict()
-        print("Settings (* differs from the default)")
+        print("Settings (* differs from the default)")  # noqa: T201
         for name, value in self.to_dict().items():
             changed = value != defaults[name]
             note = f"   (default {_shown(defaults[name])})" if changed else ""
-            print(f" {'*' if changed else ' '} {name:<24} {_shown(value)}{note}")
+            print(f" {'*' if changed else ' '} {name:<24} {_shown(value)}{note}")  # noqa: T201
 
 
 def config_from_command_line(argv: Sequence[str] | None = None) -> TrainingConfig:
@@ -216,7 +215,7 @@ def _known_keys(values: Mapping[Any, Any], path: str | Path) -> tuple[dict[str, 
 
 
 def _parse_options(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Split the command line into texts by option. Conversion is left to TrainingConfig, which reports all values at once."""
+    """Split the command line into texts by option; TrainingConfig converts them and reports all bad values at once."""
     parser = _OptionParser(
         description="Fine-tune multilingual-e5-small with LoRA on KorQuAD question → answer pairs.",
         allow_abbrev=False,

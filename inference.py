@@ -1,11 +1,13 @@
 """Search with the finished model: a Korean question → the passages that answer it.
 
-python inference.py                                                        # three examples
-python inference.py --query "한글은 누가 만들었는가?" --passages FILE --top_k 5   # a text file, one passage a line
+On the command line, three examples, or a text file with one passage a line; and in Python:
 
-from inference import E5KorQuADInference
-model = E5KorQuADInference()
-model.search("한글은 누가 만들었는가?", ["세종대왕이 창제했다.", "서울은 수도이다."], top_k=1)
+    python inference.py
+    python inference.py --query "한글은 누가 만들었는가?" --passages FILE --top_k 5
+
+    from inference import E5KorQuADInference
+    model = E5KorQuADInference()
+    model.search("한글은 누가 만들었는가?", ["세종대왕이 창제했다.", "서울은 수도이다."], top_k=1)
 """
 
 from __future__ import annotations
@@ -431,7 +433,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Wrong options end the program with status 2, as argparse does.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "sentence_transformers", "transformers"):
+    for noisy in ("httpx", "sentence_transformers", "torch", "transformers"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     options = _parse_options(argv)
     try:

@@ -1,5 +1,7 @@
 """Fine-tune multilingual-e5-small with LoRA on KorQuAD question → answer pairs.
 
+From the repository's folder:
+
     python train.py                                        # KorQuAD 2.1 at ./data/KorQuAD, else the embedded sample
     python train.py --dataset_root KorQuAD_v1.0_dev.json --num_epochs 1
     python train.py --help                                 # every setting
@@ -34,9 +36,7 @@ logger = logging.getLogger("train")
 def train(config: TrainingConfig) -> None:
     """The main job, from files to a verdict on held-out articles. Raises the errors that `main` turns into messages."""
     # torch and its friends take seconds to import: a wrong option or a missing folder is reported before that.
-    dataset = load_entire_dataset(
-        config.dataset_root, num_workers=config.num_workers, skip_bad_files=config.skip_bad_files
-    )
+    dataset = load_entire_dataset(config.dataset_root, num_workers=config.num_workers, skip_bad_files=config.skip_bad_files)
 
     from sentence_transformers import SentenceTransformer
     from tqdm.contrib.logging import logging_redirect_tqdm

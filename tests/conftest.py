@@ -87,11 +87,14 @@ def read_texts() -> Callable[[SentenceTransformer], list[str]]:
         texts: list[str] = []
 
         def note(_module: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
-            for row in arguments[0]["input_ids"].tolist():
-                tokens = model.tokenizer.convert_ids_to_tokens(row, skip_special_tokens=True)
-                texts.append("".join(tokens))
+            # A row is one text and its padding, or many texts one behind the other: each begins with [CLS].
+            for row in arguments[0].tolist():
+                tokens = model.tokenizer.convert_ids_to_tokens(row)
+                for text in "".join(token for token in tokens if token not in ("[SEP]", "[PAD]")).split("[CLS]"):
+                    texts.extend([text] if text else [])
 
-        model[0].register_forward_pre_hook(note)
+        (embeddings,) = (m for name, m in model.named_modules() if name.endswith("word_embeddings"))
+        embeddings.register_forward_pre_hook(note)
         return texts
 
     return listen

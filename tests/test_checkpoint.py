@@ -125,6 +125,7 @@ def test_saving_touches_no_network(trained, config, monkeypatch):
         raise OSError("no network in this test")
 
     # Offline mode would hide a question to the hub: it must not be asked at all.
+    monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)

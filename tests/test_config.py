@@ -325,6 +325,7 @@ def test_a_huge_number_is_refused(name):
         ("lora_r", [1, 384], [0, 385]),
         ("lora_alpha", [0.1], [0]),
         ("lora_dropout", [0, 0.99], [1]),
+        ("encoder_dropout", [0, 0.99], [1]),
         ("batch_size", [2], [0, 1]),
         ("num_epochs", [1], [0]),
         ("learning_rate", [1e-12, 1], [0, 1.1]),

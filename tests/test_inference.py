@@ -117,6 +117,12 @@ def test_plain_transformers_folder_is_normalised_and_prefixed(copied_model: Path
     np.testing.assert_allclose(plain.encode_query("수도는?"), engine.encode_query("수도는?"), atol=1e-6)
 
 
+def test_a_model_saved_in_half_precision_computes_in_float32(copied_model: Path, tmp_path: Path) -> None:
+    SentenceTransformer(str(copied_model), device="cpu").half().save(str(tmp_path / "half"), create_model_card=False)
+    half = E5KorQuADInference(tmp_path / "half", device="cpu")
+    assert {parameter.dtype for parameter in half.model.parameters()} == {torch.float32}
+
+
 def test_order_is_kept_whatever_the_batches(engine: E5KorQuADInference) -> None:
     texts = [f"{number}번 " + "가" * (number * 7 % 50) for number in range(1, 40)]
     one_by_one = np.stack([engine.encode_passage(text) for text in texts])
@@ -168,7 +174,13 @@ def test_similarity_of_embeddings_by_hand(engine: E5KorQuADInference) -> None:
     np.testing.assert_allclose(engine.compute_similarity([3, 4], [[1, 0], [0, -2]]), [0.6, -0.8], atol=1e-6)
     matrix = engine.compute_similarity(torch.tensor([[3.0, 4.0], [1.0, 0.0]]), [[1, 0], [0, -2], [3, 4]])
     np.testing.assert_allclose(matrix, [[0.6, -0.8, 1.0], [1.0, 0.0, 0.6]], atol=1e-6)
-    assert engine.compute_similarity([0.1, 0.7], [0.1, 0.7]) <= 1
+
+
+def test_rounding_takes_no_similarity_beyond_one(engine: E5KorQuADInference) -> None:
+    vectors = np.random.default_rng(0).normal(size=(100, 32)).astype(np.float32)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    assert (unit @ unit.T).max() > 1
+    assert np.max(engine.compute_similarity(vectors, vectors)) == 1
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,18 @@ def test_a_fresh_adapter_changes_no_embedding(toy_model, toy_config):
     assert (before == after).all()
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_the_encoder_s_own_dropout_is_that_of_the_settings(toy_model, toy_config, rate):
+    model = setup_lora_model(toy_model, toy_config(encoder_dropout=rate, lora_dropout=0.25))
+    rates = {name: module.p for name, module in model.named_modules() if isinstance(module, torch.nn.Dropout)}
+    adapters = {name: p for name, p in rates.items() if "lora_dropout" in name}
+    assert set(adapters.values()) == {0.25} and len(adapters) == 6
+    assert {p for name, p in rates.items() if name not in adapters} == {rate}
+    model.train()
+    first, second = (embed(model, QUERIES) for _ in range(2))  # fresh adapters add nothing
+    assert torch.equal(first, second) == (rate == 0)
+
+
 def test_print_lora_info_without_adapters_says_what_to_call(toy_model):
     with pytest.raises(ValueError, match=r"call setup_lora_model\(model, config\) first"):
         print_lora_info(toy_model)

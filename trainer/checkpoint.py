@@ -102,8 +102,8 @@ tags: [sentence-transformers, feature-extraction, korquad, lora]
 from sentence_transformers import SentenceTransformer
 
 model = SentenceTransformer("path/to/this/folder")
-queries = model.encode_query(["대한민국의 수도는 어디인가?"])  # the prefixes "query: " and "passage: " are stored in the model
-passages = model.encode_document(["서울특별시", "부산광역시"])
+queries = model.encode_query(["대한민국의 수도는 어디인가?"])  # adds the stored prefix "query: "
+passages = model.encode_document(["서울특별시", "부산광역시"])  # adds "passage: "
 print(model.similarity(queries, passages))
 ```
 

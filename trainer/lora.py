@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from sentence_transformers import SentenceTransformer
@@ -24,10 +25,11 @@ def setup_lora_model(model: SentenceTransformer, config: TrainingConfig) -> Sent
         ConfigError: a target that no linear layer of the model has; the names that exist are listed.
         ValueError: the model has adapters already.
     """
-    encoder = model[0].model
+    encoder: Any = model[0].model
     if isinstance(encoder, PeftModel):
         raise ValueError("the model has LoRA adapters already: merge them, or load the base model anew")
     _check_targets(encoder, config.lora_target_modules)
+    _set_dropout(encoder, config.encoder_dropout)
     if config.gradient_checkpointing:
         # The adapters lie inside the recomputed blocks while the embeddings below are frozen: the re-entrant kind would
         # see inputs without gradient and train nothing.
@@ -35,7 +37,7 @@ def setup_lora_model(model: SentenceTransformer, config: TrainingConfig) -> Sent
         encoder.enable_input_require_grads()
     adapter = LoraConfig(
         r=config.lora_r,
-        lora_alpha=config.lora_alpha,
+        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # PEFT divides it by r; a fraction is fine
         lora_dropout=config.lora_dropout,
         target_modules=list(config.lora_target_modules),
         # Mean pooling reads nothing of BERT's pooler: an adapter on its dense layer would never get a gradient.
@@ -51,11 +53,11 @@ def setup_lora_model(model: SentenceTransformer, config: TrainingConfig) -> Sent
 
 def print_lora_info(model: SentenceTransformer) -> None:
     """Print rank, alpha, targets and the trainable share of the parameters."""
-    adapter = peft_model_of(model).peft_config["default"]
+    adapter: Any = peft_model_of(model).peft_config["default"]
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     targets = ", ".join(sorted(adapter.target_modules))
-    print(
+    print(  # noqa: T201
         f"LoRA: rank {adapter.r}, alpha {adapter.lora_alpha:g}, dropout {adapter.lora_dropout:g}, targets {targets}; "
         f"trains {trainable:,} of {total:,} parameters ({trainable / total:.2%})"
     )
@@ -84,8 +86,15 @@ def merged_copy(model: SentenceTransformer) -> SentenceTransformer:
     """
     peft_model_of(model)
     merged = copy.deepcopy(model)
-    merged[0].model = merged[0].model.merge_and_unload()
+    merged[0].model = peft_model_of(merged).merge_and_unload()
     return merged
+
+
+def _set_dropout(encoder: nn.Module, probability: float) -> None:
+    """Set every dropout of the encoder; its saved configuration keeps the published value."""
+    for module in encoder.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = probability
 
 
 def _check_targets(encoder: nn.Module, targets: list[str]) -> None:

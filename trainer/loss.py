@@ -34,8 +34,8 @@ def contrastive_loss(
     # Half-precision similarities times a scale of 100 differ by less than half precision resolves: float32 from here on,
     # also inside an autocast region.
     with torch.autocast(query_embeddings.device.type, enabled=False):
-        queries = F.normalize(_at_least_float32(query_embeddings), dim=-1)
-        passages = F.normalize(_at_least_float32(passage_embeddings), dim=-1)
+        queries = F.normalize(at_least_float32(query_embeddings), dim=-1)
+        passages = F.normalize(at_least_float32(passage_embeddings), dim=-1)
         scores = queries @ passages.T * scale  # (B, D) @ (D, B) -> (B, B)
         if mask is not None:
             if mask.shape != scores.shape:
@@ -45,5 +45,6 @@ def contrastive_loss(
         return F.cross_entropy(scores, torch.arange(batch_size, device=scores.device))
 
 
-def _at_least_float32(embeddings: Tensor) -> Tensor:
+def at_least_float32(embeddings: Tensor) -> Tensor:
+    """The tensor in float32, or as it is in float64."""
     return embeddings if embeddings.dtype == torch.float64 else embeddings.float()

@@ -30,17 +30,16 @@ class TensorBoardMonitor:
     def __init__(self, log_dir: str | Path):
         self.run_dir = _new_run_dir(Path(log_dir))
         self._writer = SummaryWriter(str(self.run_dir))
-        self._final_metrics: dict[str, float] = {}
-        self._hparams: dict[str, Any] = {}
 
     def log_config(self, settings: Mapping[str, Any]) -> None:
         """Keep the whole configuration as text, and as hparams in this same run (lists become strings)."""
         text = json.dumps(settings, indent=2, ensure_ascii=False)
         self._writer.add_text("config", f"```json\n{text}\n```")
-        self._hparams = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in settings.items()}
+        flat = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in settings.items()}
         # SummaryWriter.add_hparams would open a second run; the three records belong in this one.
-        for record in hparams(self._hparams, {"eval/score": 0.0}):
-            self._writer.file_writer.add_summary(record)
+        file_writer: Any = self._writer.file_writer
+        for record in hparams(flat, {"eval/score": 0.0}):
+            file_writer.add_summary(record)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Write each metric under its tag at this step."""
@@ -103,7 +102,7 @@ class GradientRecorder:
         self._recording = True
 
     def fetch(self) -> dict[str, np.ndarray]:
-        """The gradients since `start`, by name, as float32 arrays of their shapes; empty and non-finite ones are left out."""
+        """The gradients since `start`, by name, float32 in their shapes; empty and non-finite ones are left out."""
         self._recording = False
         kept = {name: gradient for name, gradient in self._gradients.items() if gradient.numel()}
         self._gradients = {}

@@ -21,10 +21,12 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from trainer.loss import at_least_float32
+
 ATTENTION_NAME = "grouped_sdpa"
 # What one more group costs, counted in tokens of padding: its own attention calls in every layer. Measured on two cores:
 # anything from 16 to 64 is within noise.
-GROUP_COST = 32
+GROUP_COST = 16
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class PackedEncoder:
         self._encoder.set_attn_implementation(ATTENTION_NAME)
 
     def __call__(self, batch: PackedBatch) -> Tensor:
-        """(S, D) float32 embeddings, L2-normalised, in the order the sequences were given."""
+        """(S, D) embeddings, float32 (float64 for a float64 model), L2-normalised, in the order the sequences were given."""
         hidden = self._encoder(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
@@ -136,8 +138,8 @@ class PackedEncoder:
             groups=batch.groups,
         ).last_hidden_state[0]  # (N, D)
         # The mean in float32: an fp16 sum over 256 tokens loses what tells two texts apart.
-        summed = hidden.new_zeros((len(batch.lengths), hidden.shape[1]), dtype=torch.float32)
-        summed = summed.index_add(0, batch.sequence, hidden.float() * batch.real[:, None])
+        hidden = at_least_float32(hidden) * batch.real[:, None]
+        summed = hidden.new_zeros((len(batch.lengths), hidden.shape[1])).index_add(0, batch.sequence, hidden)
         return F.normalize(summed / batch.lengths[:, None], dim=-1)
 
     def close(self) -> None:
@@ -146,7 +148,7 @@ class PackedEncoder:
 
 
 def can_pack(model: SentenceTransformer) -> bool:
-    """Whether the model is a BERT with mean pooling (then, if anything, a norm), computed by the scaled-dot-product kernel."""
+    """Whether the model is a BERT with mean pooling and then, if anything, a norm, on the scaled-dot-product kernel."""
     encoder = _plain_encoder(model)
     pooling = model[1] if len(model) > 1 else None
     return (
@@ -161,7 +163,7 @@ def can_pack(model: SentenceTransformer) -> bool:
 
 def _plain_encoder(model: SentenceTransformer) -> Any:
     """The transformers model inside, below PEFT's wrapper where it has one."""
-    encoder = getattr(model[0], "model", None)
+    encoder: Any = getattr(model[0], "model", None)
     return encoder.get_base_model() if hasattr(encoder, "get_base_model") else encoder
 
 
@@ -178,9 +180,7 @@ def _grouped_sdpa(
 ) -> tuple[Tensor, None]:
     """Attention inside each sequence of a packed row: q, k, v (1, H, N, d) → (1, N, H, d)."""
     if groups is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
     heads, width = query.shape[1], query.shape[3]
     outputs = []
     for group in groups:

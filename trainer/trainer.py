@@ -23,6 +23,7 @@ from trainer.evaluation import RetrievalEvaluator
 from trainer.lora import adapter_matrices
 from trainer.loss import contrastive_loss
 from trainer.monitor import GradientRecorder, Monitor, NullMonitor, TensorBoardMonitor
+from trainer.packing import PackedEncoder, can_pack, pack
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ class EmbeddingTrainer:
         self.global_step = 0
         self.best_score, self.best_step = -math.inf, 0
         self.metrics: dict[str, float] = {}
+        self._packed_encoder = PackedEncoder(model) if can_pack(model) else None
         self._monitor: Monitor = NullMonitor()
         self._gradients: GradientRecorder | None = None
         self._skipped_in_a_row = 0
@@ -164,9 +166,9 @@ class EmbeddingTrainer:
             progress.update()
             if due and self._optimizer_stepped:
                 seconds = time.perf_counter() - window_start
-                measured = {
+                measured: dict[str, float] = {
                     "train/loss": self._window.mean(),
-                    "train/learning_rate": learning_rate,
+                    "train/learning_rate": float(learning_rate),
                     "train/epoch": epoch + index / len(train_dataloader),
                     "train/grad_norm": self._grad_norm.item(),
                     "train/pairs_per_second": window_pairs / seconds,
@@ -194,8 +196,7 @@ class EmbeddingTrainer:
         optimizer.zero_grad(set_to_none=True)
         features = self._tokenised(batch)
         with self._autocast():
-            query_embeddings = self._embed(features["query"])  # (B, D)
-            passage_embeddings = self._embed(features["passage"])  # (B, D)
+            query_embeddings, passage_embeddings = self._embed(features["query"], features["passage"])  # (B, D) each
         loss = self._loss(train_loss, query_embeddings, passage_embeddings, features["mask"])
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
@@ -222,13 +223,18 @@ class EmbeddingTrainer:
             return train_loss.compute_loss_from_embeddings([queries.float(), passages.float()], labels)
         return train_loss(queries, passages)
 
-    def _embed(self, features: Mapping[str, Any]) -> Tensor:
-        """Token ids (B, T) → embeddings (B, D)."""
-        on_device = {
-            name: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in features.items()
-        }
-        return self.model(on_device)["sentence_embedding"]
+    def _embed(self, *sides: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        """Padded token ids (B, T) of each side → embeddings (B, D) of each side."""
+        if self._packed_encoder is None:
+            return tuple(self.model(self._on_device(features))["sentence_embedding"] for features in sides)
+        real = [features["attention_mask"].bool() for features in sides]
+        tokens = torch.cat([features["input_ids"][mask] for features, mask in zip(sides, real, strict=True)])
+        lengths = torch.cat([mask.sum(dim=1) for mask in real])
+        embeddings = self._packed_encoder(pack(tokens, lengths, self.device))
+        return embeddings.split([len(mask) for mask in real])
+
+    def _on_device(self, features: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in features.items()}
 
     def _tokenised(self, batch: Any) -> Mapping[str, Any]:
         """The batch as token ids; lists of InputExample are tokenised here, other batches were in the data workers."""
@@ -331,7 +337,7 @@ class EmbeddingTrainer:
 
 
 def warmup_within(warmup_steps: int, total_steps: int) -> int:
-    """The warm-up steps of a run: as asked, but never more than a tenth of it (a longer one would leave no time to learn)."""
+    """The warm-up steps of a run: as asked, but never more than a tenth of it: a longer one leaves no time to learn."""
     longest = total_steps // 10
     if warmup_steps <= longest:
         return warmup_steps

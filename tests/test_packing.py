@@ -1,0 +1,100 @@
+"""Packing: the same embeddings and gradients as the padded way, with less padding."""
+
+import numpy as np
+import pytest
+import torch
+
+from trainer.lora import setup_lora_model
+from trainer.loss import contrastive_loss
+from trainer.packing import PackedEncoder, _group_borders, can_pack, pack
+
+TEXTS = ["짧다", "조금 더 긴 글이다", "이것은 세 번째 글이며 앞의 글보다 더 길다", "넷", "다섯 번째", "끝"]
+CPU = torch.device("cpu")
+
+
+def flat_tokens(model, texts):
+    ids = model.tokenizer(texts)["input_ids"]
+    return torch.tensor([token for row in ids for token in row]), torch.tensor([len(row) for row in ids])
+
+
+def trainable_gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("group_cost", [0, 4, 10_000], ids=["no padding", "some groups", "one group"])
+def test_embeddings_equal_the_padded_ones(toy_model, group_cost):
+    toy_model.double().eval()
+    padded = toy_model(toy_model.tokenizer(TEXTS, padding=True, return_tensors="pt"))["sentence_embedding"]
+    packed = PackedEncoder(toy_model)(pack(*flat_tokens(toy_model, TEXTS), CPU, group_cost))
+    torch.testing.assert_close(packed, padded, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_equal_the_padded_ones_in_float64(toy_model_dir, toy_config, checkpointing):
+    from sentence_transformers import SentenceTransformer
+
+    found = []
+    for packed in (False, True):
+        torch.manual_seed(1)
+        model = SentenceTransformer(str(toy_model_dir), device="cpu")
+        config = toy_config(gradient_checkpointing=checkpointing, lora_dropout=0, encoder_dropout=0)
+        setup_lora_model(model, config).double().train()
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:  # zero at first: the gradient of A would be zero too
+                torch.nn.init.normal_(parameter, std=0.1)
+        if packed:
+            embeddings = PackedEncoder(model)(pack(*flat_tokens(model, TEXTS), CPU))
+        else:
+            embeddings = model(model.tokenizer(TEXTS, padding=True, return_tensors="pt"))["sentence_embedding"]
+        contrastive_loss(embeddings[:3], embeddings[3:]).backward()
+        found.append(trainable_gradients(model))
+    assert any(gradient.abs().max() > 1e-3 for gradient in found[0].values())
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_every_token_stands_once_and_padding_is_marked():
+    tokens, lengths = torch.arange(100, 111), torch.tensor([5, 1, 3, 2])
+    batch = pack(tokens, lengths, CPU, group_cost=2)
+    kept = batch.real.numpy()
+    assert sorted(batch.input_ids[0].numpy()[kept]) == list(range(100, 111))
+    starts = [0, 5, 6, 9]
+    for token, position, sequence in zip(
+        batch.input_ids[0][batch.real], batch.position_ids[0][batch.real], batch.sequence[batch.real], strict=True
+    ):
+        assert token == 100 + starts[sequence] + position
+    assert sum(group.size * group.length for group in batch.groups) == batch.input_ids.shape[1]
+    assert [group.start for group in batch.groups] == list(
+        np.cumsum([0, *(group.size * group.length for group in batch.groups)])[:-1]
+    )
+
+
+def test_groups_by_hand():
+    # Lengths 3, 3, 4, 9. One group: 4 · 9 = 36 tokens. Cut before the 9: 3 · 4 + 9 = 21. Cut everywhere: 6 + 4 + 9 = 19.
+    lengths = np.array([3, 3, 4, 9])
+    assert _group_borders(lengths, 0) == [(0, 2), (2, 3), (3, 4)]
+    assert _group_borders(lengths, 3) == [(0, 3), (3, 4)]
+    assert _group_borders(lengths, 16) == [(0, 4)]
+
+
+def test_one_sequence_and_equal_lengths_need_no_mask(toy_model):
+    for texts in (["하나"], ["가나", "다라", "마바"]):
+        batch = pack(*flat_tokens(toy_model, texts), CPU)
+        assert [group.mask for group in batch.groups] == [None]
+
+
+def test_the_models_own_encode_is_unchanged_while_packing_is_on_and_after(toy_model):
+    toy_model.eval()
+    before = toy_model.encode(TEXTS)
+    encoder = PackedEncoder(toy_model)
+    np.testing.assert_allclose(toy_model.encode(TEXTS), before, atol=1e-6)
+    encoder.close()
+    np.testing.assert_allclose(toy_model.encode(TEXTS), before, atol=1e-6)
+
+
+def test_models_of_another_build_are_not_packed(toy_model):
+    assert can_pack(toy_model)
+    toy_model[1].include_prompt = False  # pooling that leaves tokens out
+    assert not can_pack(toy_model)
+    with pytest.raises(ValueError, match="packing needs"):
+        PackedEncoder(toy_model)
