@@ -169,7 +169,10 @@ def config_from_command_line(argv: Sequence[str] | None = None) -> TrainingConfi
     recipe = options.pop("recipe", None)
     given: dict[str, Any] = {}
     if recipe is not None:
-        given, recipe_problems = _known_keys(_read_yaml(recipe), recipe)
+        try:
+            given, recipe_problems = _known_keys(_read_yaml(recipe), recipe)
+        except ConfigError as error:
+            recipe_problems = error.problems
         problems += recipe_problems
     given |= options
     if "dataset_root" not in given and not Path(DEFAULT_DATASET_ROOT).exists():
@@ -234,8 +237,27 @@ def _parse_options(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         else:
             options["metavar"] = "|".join(spec.metadata["choices"] or ()) or types[spec.name].__name__.upper()
         parser.add_argument(f"--{spec.name}", **options)
-    parsed, unknown = parser.parse_known_args(list(argv))
+    parsed, unknown = parser.parse_known_args(_with_negative_values_attached(argv))
     return vars(parsed), _unknown_options(unknown)
+
+
+def _with_negative_values_attached(argv: Sequence[str]) -> list[str]:
+    """`--scale -1e5` → `--scale=-1e5`: argparse takes negative numbers in exponent notation, and -inf, for options."""
+    joined: list[str] = []
+    for text in argv:
+        if text.startswith("-") and _is_number(text) and joined and joined[-1].startswith("--") and "=" not in joined[-1]:
+            joined[-1] += "=" + text
+        else:
+            joined.append(text)
+    return joined
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _unknown_options(unknown: Sequence[str]) -> list[str]:
@@ -300,7 +322,7 @@ def _checked(value: Any, kind: Any, metadata: Mapping[str, Any]) -> Any:
     }
     wanted = {name: limit for name, limit in metadata["limits"].items() if limit is not None}
     if not all(holds[name](limit) for name, limit in wanted.items()):
-        raise ValueError(f"must be {' and '.join(f'{wordings[n]} {v:g}' for n, v in wanted.items())}, not {number}")
+        raise ValueError(f"must be {' and '.join(f'{wordings[n]} {_plain(v)}' for n, v in wanted.items())}, not {number}")
     return number
 
 
@@ -317,6 +339,10 @@ def _as_number(value: Any, kind: type) -> int | float:
     if kind is int and number != int(number):
         raise ValueError(f"must be a whole number, not {_cut(value)}")
     return kind(number)
+
+
+def _plain(limit: float) -> str:
+    return f"{limit:,}" if isinstance(limit, int) else f"{limit:g}"
 
 
 def _cut(value: Any) -> str:

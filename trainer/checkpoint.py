@@ -18,6 +18,7 @@ from trainer.lora import merged_copy, peft_model_of
 ADAPTER_FOLDER = "lora_adapter"
 CONFIG_FILE = "training_config.json"
 METRICS_FILE = "metrics.json"
+CARD_FILE = "README.md"
 MODEL_MARKER = "modules.json"  # every sentence-transformers folder has it
 
 
@@ -29,13 +30,17 @@ def check_output_dir(config: TrainingConfig) -> None:
     """Refuse, before anything is loaded, an output folder that cannot take the model.
 
     Raises:
-        CheckpointError: it holds a finished model and `overwrite` is off, is a file, or cannot be written to.
+        CheckpointError: it holds a finished model and `overwrite` is off, or other files, or cannot be written to.
     """
     output_dir = Path(config.output_dir)
     if (output_dir / MODEL_MARKER).exists() and not config.overwrite:
         raise CheckpointError(
             f"{output_dir} holds a finished model already. Name another folder with --output_dir, "
             "or pass --overwrite to replace it."
+        )
+    if output_dir.is_dir() and any(output_dir.iterdir()) and not (output_dir / CONFIG_FILE).exists():
+        raise CheckpointError(
+            f"--output_dir {output_dir} holds files that no run of train.py made. Name an empty or a new folder."
         )
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -67,6 +72,7 @@ def save_finished_model(model: SentenceTransformer, config: TrainingConfig, metr
         (staging / ADAPTER_FOLDER / "README.md").unlink(missing_ok=True)
         config.save(staging / CONFIG_FILE)
         write_metrics(staging, metrics)
+        (output_dir / CARD_FILE).unlink(missing_ok=True)  # it speaks of the weights that are replaced
         _move_into(staging, output_dir)
     except OSError as error:
         raise CheckpointError(
@@ -119,7 +125,7 @@ print(model.similarity(queries, passages))
 
 {settings}
 """
-    (Path(config.output_dir) / "README.md").write_text(card, encoding="utf-8")
+    (Path(config.output_dir) / CARD_FILE).write_text(card, encoding="utf-8")
 
 
 def _move_into(staging: Path, output_dir: Path) -> None:

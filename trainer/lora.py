@@ -31,10 +31,9 @@ def setup_lora_model(model: SentenceTransformer, config: TrainingConfig) -> Sent
     _check_targets(encoder, config.lora_target_modules)
     _set_dropout(encoder, config.encoder_dropout)
     if config.gradient_checkpointing:
-        # The adapters lie inside the recomputed blocks while the embeddings below are frozen: the re-entrant kind would
-        # see inputs without gradient and train nothing.
+        # The adapters lie inside the recomputed blocks while the embeddings below are frozen: the re-entrant kind trains
+        # nothing unless its inputs are made to require gradients.
         encoder.activation_checkpointing_enable({"use_reentrant": False})
-        encoder.enable_input_require_grads()
     adapter = LoraConfig(
         r=config.lora_r,
         lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # PEFT divides it by r; a fraction is fine

@@ -142,10 +142,6 @@ class PackedEncoder:
         summed = hidden.new_zeros((len(batch.lengths), hidden.shape[1])).index_add(0, batch.sequence, hidden)
         return F.normalize(summed / batch.lengths[:, None], dim=-1)
 
-    def close(self) -> None:
-        """Give the model its ordinary attention back."""
-        self._encoder.set_attn_implementation("sdpa")
-
 
 def can_pack(model: SentenceTransformer) -> bool:
     """Whether the model is a BERT with mean pooling and then, if anything, a norm, on the scaled-dot-product kernel."""

@@ -21,7 +21,7 @@ from trainer.checkpoint import save_finished_model
 from trainer.device import choose_device, choose_precision
 from trainer.evaluation import RetrievalEvaluator
 from trainer.lora import adapter_matrices
-from trainer.loss import contrastive_loss
+from trainer.loss import at_least_float32, contrastive_loss
 from trainer.monitor import GradientRecorder, Monitor, NullMonitor, TensorBoardMonitor
 from trainer.packing import PackedEncoder, can_pack, pack
 
@@ -84,7 +84,8 @@ class EmbeddingTrainer:
                 `dataloader.build_dataloader`.
             train_loss: None for the in-batch contrastive loss of the settings, a callable
                 (query_embeddings, passage_embeddings) → scalar, or a sentence-transformers loss with
-                `compute_loss_from_embeddings`.
+                `compute_loss_from_embeddings`. The last two get float32 embeddings and no mask: identical passages of
+                a batch count as each other's negatives there.
             evaluator: None, or one evaluator or a list of them; the first one's primary metric is the score.
 
         Returns:
@@ -106,13 +107,17 @@ class EmbeddingTrainer:
                 self._log_metrics(self._scores(evaluator))  # step 0: the base model, since fresh adapters change nothing
             for epoch in range(self.config.num_epochs):
                 self._train_epoch(epoch, train_dataloader, train_loss, evaluator, optimizer, scheduler, scaler, progress)
-            if evaluator is None:
+            if self.best_step == 0:
+                if evaluator is not None:
+                    logger.warning("No evaluation gave a score: the last state is saved")
                 save_finished_model(self.model, self.config, {"step": self.global_step})
         finally:
             progress.close()
             self._monitor.close()
             if self._gradients is not None:
                 self._gradients.remove()
+                if self._gradients.non_finite:
+                    logger.warning("%d gradients were not logged: not finite", self._gradients.non_finite)
         return self.best_score
 
     def evaluate(self, evaluator: Any) -> float:
@@ -183,7 +188,7 @@ class EmbeddingTrainer:
                 before = time.perf_counter()
                 self._evaluate_and_save(evaluator)
                 window_start += time.perf_counter() - before  # the rate is that of training alone
-        self._log_metrics({"train/epoch_loss": self._epoch_window.mean(), "train/epoch": float(epoch + 1)})
+        self._log_metrics({"train/epoch_loss": self._epoch_window.mean()})
 
     def _training_step(
         self, batch: Any, train_loss: Any, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
@@ -216,11 +221,12 @@ class EmbeddingTrainer:
         return contrastive_loss(query_embeddings, passage_embeddings, self.config.scale, mask)
 
     def _loss(self, train_loss: Any, queries: Tensor, passages: Tensor, mask: Tensor) -> Tensor:
+        queries, passages = at_least_float32(queries), at_least_float32(passages)
         if train_loss is None:
             return self._compute_contrastive_loss(queries, passages, mask)
         if hasattr(train_loss, "compute_loss_from_embeddings"):
             labels = torch.arange(len(queries), device=self.device)
-            return train_loss.compute_loss_from_embeddings([queries.float(), passages.float()], labels)
+            return train_loss.compute_loss_from_embeddings([queries, passages], labels)
         return train_loss(queries, passages)
 
     def _embed(self, *sides: Mapping[str, Any]) -> tuple[Tensor, ...]:
@@ -346,7 +352,8 @@ def warmup_within(warmup_steps: int, total_steps: int) -> int:
 
 
 def linear_warmup_and_decay(warmup_steps: int, total_steps: int) -> Callable[[int], float]:
-    """Step → factor on the learning rate: linear from 0 to 1 over the warm-up, then linear to 0 at the last step."""
+    """Step (from 0) → factor on the learning rate: linear up to 1 at step `warmup_steps`, then linear towards 0, which it
+    would reach one step after the last: neither the first step nor the last is wasted on a rate of 0."""
 
     def factor(step: int) -> float:
         if step < warmup_steps:
