@@ -161,6 +161,14 @@ def test_an_output_folder_that_cannot_be_one_is_refused(toy_config, tmp_path):
             check_output_dir(toy_config(output_dir=str(tmp_path / name)))
 
 
+def test_an_output_folder_with_other_files_is_refused_even_with_overwrite(toy_config, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text("notes")
+    for overwrite in (False, True):
+        with pytest.raises(CheckpointError, match=r"mine holds files that no run of train\.py made"):
+            check_output_dir(toy_config(output_dir=str(tmp_path / "mine"), overwrite=overwrite))
+
+
 def test_the_check_makes_the_folder_and_leaves_nothing_in_it(config):
     check_output_dir(config)
     assert list(Path(config.output_dir).iterdir()) == []
