@@ -199,13 +199,13 @@ def test_a_stray_word_is_an_error():
     assert command_line_problems("baseline.yaml") == ["unexpected argument 'baseline.yaml'"]
 
 
-@pytest.mark.parametrize("argv", [["--seed"], ["--seed", "--overwrite"], ["--seed", "-inf"]])
+@pytest.mark.parametrize("argv", [["--seed"], ["--seed", "--overwrite"]])
 def test_an_option_without_its_value_is_named(argv):
     (problem,) = command_line_problems(*argv)
     assert "--seed" in problem and "expected one argument" in problem
 
 
-@pytest.mark.parametrize("text", ["-1", "-0.5", "-1e-5"])
+@pytest.mark.parametrize("text", ["-1", "-0.5", "-1e-5", "-inf"])
 def test_a_negative_number_on_the_command_line_is_refused(text):
     (problem,) = command_line_problems("--learning_rate", text)
     assert "--learning_rate" in problem
