@@ -80,7 +80,7 @@ class TrainingConfig:
         2000, "questions asked at each evaluation during training (seeded sample); 0 = all", at_least=0
     )
     skip_bad_files: bool = setting(False, "go on without files that cannot be read (they are listed)")
-    num_workers: int = setting(4, "worker processes that load files and tokenise batches; 0 = none", at_least=0, at_most=256)
+    num_workers: int = setting(4, "worker processes that load files; 0 = none", at_least=0, at_most=256)
 
     # Model
     model_name: str = setting("intfloat/multilingual-e5-small", "base model: a local folder or a hub id")
@@ -96,6 +96,10 @@ class TrainingConfig:
 
     # Optimisation
     batch_size: int = setting(16, "pairs in a batch; each has batch_size - 1 negatives", at_least=2, at_most=65_536)
+    micro_batch_size: int = setting(
+        0, "pairs whose activations are held at once, in full length; 0 = what fits in memory_gb", at_least=0, at_most=65_536
+    )
+    memory_gb: float = setting(8.0, "memory that a step may take, in GB of 1024³ bytes", above=0, at_most=100_000)
     num_epochs: int = setting(3, "passes over the training pairs", at_least=1, at_most=10_000)
     learning_rate: float = setting(2e-5, "peak learning rate of AdamW", above=0, at_most=1)
     warmup_steps: int = setting(
@@ -106,7 +110,9 @@ class TrainingConfig:
     scale: float = setting(
         20.0, "similarities are multiplied by this: 1 / temperature (20 = .05; E5's own is 100 = .01)", above=0, at_most=1000
     )
-    precision: str = setting("auto", "auto = fp16 on a GPU, fp32 on a CPU", choices=("auto", "fp16", "bf16", "fp32"))
+    precision: str = setting(
+        "auto", "auto = on a GPU bf16 where it has it, else fp16; fp32 on a CPU", choices=("auto", "fp16", "bf16", "fp32")
+    )
     device: str = setting("auto", "auto = a GPU where there is one", choices=("auto", "cuda", "cpu"))
     seed: int = setting(42, "seed of the adapter's start, the order of batches and dropout", at_least=0, at_most=2**32 - 1)
 

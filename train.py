@@ -10,13 +10,9 @@ From the repository's folder:
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 import warnings
-
-# Only this process's own threads tokenise; the data workers are the parallelism.
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from config import ConfigError, TrainingConfig, config_from_command_line
 from dataloader import (

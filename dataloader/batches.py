@@ -2,14 +2,13 @@
 
     loader = build_dataloader(train_examples, config, tokenizer=model.tokenizer)
     for batch in loader:
-        batch["query"]["input_ids"], batch["passage"]["input_ids"]   # (B, Lq), (B, Lp)
-        batch["mask"]                                                # (B, B): pairs that are no negatives
+        batch["tokens"], batch["lengths"]   # (T,) ids of all 2B texts, B queries and then B passages; (2B,)
+        batch["mask"]                       # (B, B): pairs that are no negatives
 
-torch is imported where it is needed, so this module comes without it.
+Texts are tokenised once, ahead of the loop, into compact arrays; a batch is a gather from them.
 """
 
 import logging
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -33,40 +32,62 @@ def collate_input_examples(batch: list["InputExample"]) -> list["InputExample"]:
 
 def identical_passages(texts: Sequence[str]) -> np.ndarray:
     """(B, B) bool: True for i ≠ j with one text in both places: not negatives of each other."""
+    return _same_off_diagonal(_text_numbers(texts))
+
+
+def _text_numbers(texts: Sequence[str]) -> np.ndarray:
+    """(N,) int64: equal texts get equal numbers."""
     seen: dict[str, int] = {}
-    number = np.array([seen.setdefault(text, len(seen)) for text in texts], dtype=np.int64)
-    same = number[:, None] == number[None, :]
+    return np.array([seen.setdefault(text, len(seen)) for text in texts], dtype=np.int64)
+
+
+def _same_off_diagonal(numbers: np.ndarray) -> np.ndarray:
+    same = numbers[:, None] == numbers[None, :]
     np.fill_diagonal(same, False)
     return same
 
 
-class TokenizingCollator:
-    """Tokenises a batch, in the data worker; a class at top level so that it can be sent to a worker.
+class TokenisedPairs:
+    """Pairs as token ids, one behind the other: 4 bytes a token, no Python object a text.
 
-    Returns `{"query": tokens, "passage": tokens, "mask": (B, B) bool}`: tokens are `input_ids` and
-    `attention_mask`, (B, L) int64 each, padded to the longest of the batch and truncated to `max_seq_length`
-    tokens; the mask is that of `identical_passages`.
+    An item is its own number; `collate` makes a batch of numbers into arrays.
+
+    Args:
+        examples: n pairs of texts, each with its prefix.
+        tokenizer: a transformers fast tokenizer; it tokenises with all its threads.
+        max_seq_length: tokens of a text, longer ones are truncated.
     """
 
-    def __init__(self, tokenizer: Any, max_seq_length: int):
-        self.tokenizer = tokenizer
-        self.max_seq_length = max_seq_length
+    def __init__(self, examples: Sequence["InputExample"], tokenizer: Any, max_seq_length: int):
+        queries, passages = (list(side) for side in zip(*(example.texts for example in examples), strict=True))
+        self._count = len(queries)
+        rows = _token_ids(queries + passages, tokenizer, max_seq_length)
+        self._lengths = np.array([len(row) for row in rows], dtype=np.int64)  # n queries and then n passages
+        self._starts = np.cumsum(self._lengths) - self._lengths
+        self._tokens = np.fromiter((token for row in rows for token in row), dtype=np.int32, count=self._lengths.sum())
+        self._passage_numbers = _text_numbers(passages)
 
-    def __call__(self, batch: Sequence["InputExample"]) -> dict[str, Any]:
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+    def collate(self, indices: Sequence[int]) -> dict[str, Any]:
+        """`{"tokens": (T,) int32, "lengths": (2B,) int64, "mask": (B, B) bool}` of B pairs; see the module."""
         import torch
 
-        queries, passages = zip(*(example.texts for example in batch), strict=True)
+        pairs = np.asarray(indices)
+        rows = np.concatenate([pairs, pairs + self._count])
+        lengths = self._lengths[rows]
+        ends = np.cumsum(lengths)
+        # Each row's tokens stand from its start on: one gather for all rows.
+        places = np.arange(ends[-1]) + np.repeat(self._starts[rows] - (ends - lengths), lengths)
         return {
-            "query": self._tokens(queries),
-            "passage": self._tokens(passages),
-            "mask": torch.from_numpy(identical_passages(passages)),
+            "tokens": torch.from_numpy(self._tokens[places]),
+            "lengths": torch.from_numpy(lengths),
+            "mask": torch.from_numpy(_same_off_diagonal(self._passage_numbers[pairs])),
         }
-
-    def _tokens(self, texts: Sequence[str]) -> dict[str, Any]:
-        tokens = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=self.max_seq_length, return_tensors="pt"
-        )
-        return {name: tokens[name] for name in ("input_ids", "attention_mask")}
 
 
 def build_dataloader(
@@ -74,34 +95,36 @@ def build_dataloader(
 ) -> "DataLoader":
     """Batches of `config.batch_size` examples, in an order that `config.seed` decides.
 
-    With `tokenizer`, a transformers fast tokenizer, batches are those of TokenizingCollator, made in at most
-    `config.num_workers` worker processes; without, lists of examples. An incomplete last batch is dropped
-    where it is not the only one: every step then sees equally many negatives, and none a single pair, which
-    has no negative at all. Shuffling leaves out other pairs in each epoch. Raises DatasetError where there is
-    no example.
+    With `tokenizer`, a transformers fast tokenizer, all texts are tokenised here and batches are those of
+    `TokenisedPairs.collate`; without, lists of examples. Making a batch is a gather of microseconds, so it needs no worker
+    processes. An incomplete last batch is dropped where it is not the only one: every step then sees equally many
+    negatives, and none a single pair, which has no negative at all. Shuffling leaves out other pairs in each epoch.
+    Raises DatasetError where there is no example.
     """
     import torch
     from torch.utils.data import DataLoader
 
     if not examples:
-        raise DatasetError("no examples to batch: give those that prepare_training_data returns")
-    collate = TokenizingCollator(tokenizer, config.max_seq_length) if tokenizer else collate_input_examples
-    drop_last = len(examples) > config.batch_size
+        raise DatasetError("no examples to batch: the dataset gave no pair for this part of the split")
     _say_what_is_left_out(len(examples), config.batch_size)
-    n_batches = max(len(examples) // config.batch_size, 1)
-    num_workers = min(config.num_workers, os.cpu_count() or 1, n_batches)
+    pairs = TokenisedPairs(examples, tokenizer, config.max_seq_length) if tokenizer else None
+    dataset: Any = pairs or examples
     return DataLoader(
-        examples,  # type: ignore[arg-type]  # any sequence will do
+        dataset,
         batch_size=config.batch_size,
         shuffle=shuffle,
-        drop_last=drop_last,
-        collate_fn=collate,
+        drop_last=len(examples) > config.batch_size,
+        collate_fn=pairs.collate if pairs else collate_input_examples,
         generator=torch.Generator().manual_seed(config.seed),
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-        worker_init_fn=_one_thread_each,
-        pin_memory=torch.cuda.is_available(),
     )
+
+
+def _token_ids(texts: Sequence[str], tokenizer: Any, max_seq_length: int) -> list[list[int]]:
+    """Token ids of each text. Distinct texts are tokenised once: answers repeat."""
+    distinct = list(dict.fromkeys(texts))
+    rows = tokenizer(distinct, truncation=True, max_length=max_seq_length, return_attention_mask=False)["input_ids"]
+    row_of = dict(zip(distinct, rows, strict=True))
+    return [row_of[text] for text in texts]
 
 
 def _say_what_is_left_out(n_examples: int, batch_size: int) -> None:
@@ -110,8 +133,3 @@ def _say_what_is_left_out(n_examples: int, batch_size: int) -> None:
         logger.info("%d of %d pairs fill no batch of %d: left out each epoch", left, n_examples, batch_size)
     if n_examples == 1 or batch_size == 1:
         logger.warning("batches of one pair have no negatives: the loss is zero and nothing is learned")
-
-
-def _one_thread_each(worker: int) -> None:
-    """Workers are the parallelism: the tokenizers library's own threads would fight over the processors."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"

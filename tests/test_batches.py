@@ -1,7 +1,6 @@
 """Batches: the mask by hand, token shapes, order, what is left out."""
 
 import logging
-import os
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from transformers import AutoTokenizer
 
 from config import TrainingConfig
 from dataloader import build_dataloader, collate_input_examples
-from dataloader.batches import TokenizingCollator, identical_passages
+from dataloader.batches import TokenisedPairs, identical_passages
 
 
 def config(**changes) -> TrainingConfig:
@@ -53,30 +52,38 @@ def test_collate_input_examples_returns_the_batch_itself():
     assert collate_input_examples(batch) is batch
 
 
-def test_the_collator_tokenises_both_sides_and_masks(tokenizer):
+def rows_of(batch) -> list[list[int]]:
+    return [row.tolist() for row in batch["tokens"].split(batch["lengths"].tolist())]
+
+
+def test_a_batch_is_queries_then_passages_one_behind_the_other(tokenizer):
     # One token a character, with [CLS] and [SEP]: "query: 0" is 10, "passage: 세종" would be 13 and is cut to 12.
-    batch = TokenizingCollator(tokenizer, 12)(examples("세종", "왕", "세종"))
-    assert set(batch) == {"query", "passage", "mask"}
-    assert batch["query"]["input_ids"].shape == batch["query"]["attention_mask"].shape == (3, 10)
-    assert batch["passage"]["input_ids"].shape == (3, 12)
-    assert set(batch["passage"]) == {"input_ids", "attention_mask"}
-    assert batch["mask"].dtype == torch.bool
-    assert batch["mask"].tolist() == [[False, False, True], [False, False, False], [True, False, False]]
-    cut = batch["passage"]["input_ids"][0]
-    assert cut[-1] == tokenizer.sep_token_id
-    assert tokenizer.decode(cut, skip_special_tokens=True).replace(" ", "") == "passage:세"
-
-
-def test_each_side_is_padded_to_its_own_longest(tokenizer):
-    batch = TokenizingCollator(tokenizer, 64)(examples("가", "가나다라"))
-    assert batch["passage"]["attention_mask"].sum(dim=1).tolist() == [12, 15]
-    assert batch["passage"]["input_ids"].shape == (2, 15)
-    assert (batch["passage"]["input_ids"][0, 12:] == tokenizer.pad_token_id).all()
+    data = examples("세종", "왕", "세종", "남음")
+    batch = TokenisedPairs(data, tokenizer, 12).collate([2, 0, 1])
+    assert set(batch) == {"tokens", "lengths", "mask"}
+    assert batch["tokens"].dtype == torch.int32 and batch["mask"].dtype == torch.bool
+    assert batch["lengths"].tolist() == [10, 10, 10, 12, 12, 12]
+    texts = [data[i].texts[side] for side in (0, 1) for i in (2, 0, 1)]
+    assert rows_of(batch) == tokenizer(texts, truncation=True, max_length=12)["input_ids"]
+    assert batch["mask"].tolist() == [[False, True, False], [True, False, False], [False, False, False]]
+    assert rows_of(batch)[3][-1] == tokenizer.sep_token_id
+    assert tokenizer.decode(rows_of(batch)[3], skip_special_tokens=True).replace(" ", "") == "passage:세"
 
 
 def test_equal_passages_are_known_by_their_whole_text_not_by_what_is_left_of_it(tokenizer):
-    batch = TokenizingCollator(tokenizer, 12)(examples("세종대왕", "세종로"))
-    assert not batch["mask"].any()
+    pairs = TokenisedPairs(examples("세종대왕", "세종로"), tokenizer, 12)
+    assert not pairs.collate([0, 1])["mask"].any()
+
+
+def test_each_distinct_text_is_tokenised_once(tokenizer):
+    seen = []
+
+    def counting(texts, **options):
+        seen.extend(texts)
+        return tokenizer(texts, **options)
+
+    TokenisedPairs(examples("세종", "세종", "왕"), counting, 12)
+    assert sorted(seen) == ["passage: 세종", "passage: 왕", "query: 0", "query: 1", "query: 2"]
 
 
 def test_the_seed_decides_the_order_and_epochs_differ():
@@ -114,34 +121,11 @@ def test_a_single_pair_is_said_and_none_is_refused(caplog):
         build_dataloader([], config())
 
 
-def test_workers_give_the_same_batches(tokenizer):
+def test_tokenised_batches_hold_the_same_examples_in_the_same_order(tokenizer):
     data = examples(*"가나다라마바")
-    alone = list(build_dataloader(data, config(), tokenizer))
-    loader = build_dataloader(data, config(num_workers=2), tokenizer)
-    assert loader.num_workers == min(2, os.cpu_count() or 1)
-    assert loader.persistent_workers
-    together = list(loader)
-    assert len(alone) == len(together) == 3
-    for here, there in zip(alone, together, strict=True):
-        assert torch.equal(here["query"]["input_ids"], there["query"]["input_ids"])
-        assert torch.equal(here["mask"], there["mask"])
-
-
-def test_no_more_workers_than_batches():
-    assert build_dataloader(examples("가", "나"), config(num_workers=4)).num_workers == 1
-
-
-class ThreadSetting:
-    """Stands in for a tokenizer and reports the environment that it runs in."""
-
-    def __call__(self, texts, **_):
-        quiet = os.environ["TOKENIZERS_PARALLELISM"] == "false"
-        ids = torch.full((len(texts), 1), int(quiet))
-        return {"input_ids": ids, "attention_mask": ids}
-
-
-def test_the_tokenizer_has_one_thread_in_a_worker(monkeypatch):
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
-    (batch,) = build_dataloader(examples("가", "나"), config(num_workers=1), ThreadSetting())
-    assert batch["query"]["input_ids"].tolist() == [[1], [1]]
-    assert os.environ["TOKENIZERS_PARALLELISM"] == "true"
+    listed = list(build_dataloader(data, config()))
+    tokenised = list(build_dataloader(data, config(), tokenizer))
+    assert len(listed) == len(tokenised) == 3
+    for texts, batch in zip(listed, tokenised, strict=True):
+        flat = [example.texts[side] for side in (0, 1) for example in texts]
+        assert rows_of(batch) == tokenizer(flat, truncation=True, max_length=12)["input_ids"]

@@ -423,7 +423,7 @@ def test_the_summary_marks_what_differs_from_the_default(capsys):
     assert len(lines) == 1 + len(FIELDS)
     marked = {line.split()[1] for line in lines[1:] if line.startswith(" *")}
     assert marked == {"batch_size", "log_dir", "lora_target_modules", "overwrite"}
-    (batch_size,) = (line for line in lines if "batch_size" in line)
+    (batch_size,) = (line for line in lines if " batch_size" in line)
     assert batch_size.split()[2:] == ["8", "(default", "16)"]
     assert all("(default" not in line for line in lines if line.startswith("   "))
 

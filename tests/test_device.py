@@ -141,8 +141,10 @@ def test_a_hidden_gpu_counts_as_none(nvidia_smi, monkeypatch, value):
 # Number formats
 
 
-def test_auto_is_fp16_on_a_gpu_and_fp32_on_a_cpu():
-    assert choose_precision("auto", CUDA) == ("fp16", "GPU")
+def test_auto_is_bf16_or_fp16_on_a_gpu_and_fp32_on_a_cpu(monkeypatch):
+    for has_it, expected in ((False, ("fp16", "a GPU without bf16")), (True, ("bf16", "the GPU has it"))):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has_it=has_it: has_it)
+        assert choose_precision("auto", CUDA) == expected
     precision, reason = choose_precision("auto", CPU)
     assert precision == "fp32" and "no GPU" in reason
 

@@ -8,7 +8,7 @@ from sentence_transformers import SentenceTransformer
 
 from config import ConfigError
 from trainer import print_lora_info, setup_lora_model
-from trainer.lora import adapter_matrices, merged_copy
+from trainer.lora import SharedDropout, adapter_matrices, merged_copy
 from trainer.loss import contrastive_loss
 
 QUERIES = ["query: 대한민국의 수도는?", "query: 물의 화학식은?", "query: 한글을 만든 사람은?", "query: 가장 높은 산은?"]
@@ -126,12 +126,32 @@ def test_a_fresh_adapter_changes_no_embedding(toy_model, toy_config):
 def test_the_encoder_s_own_dropout_is_that_of_the_settings(toy_model, toy_config, rate):
     model = setup_lora_model(toy_model, toy_config(encoder_dropout=rate, lora_dropout=0.25))
     rates = {name: module.p for name, module in model.named_modules() if isinstance(module, torch.nn.Dropout)}
-    adapters = {name: p for name, p in rates.items() if "lora_dropout" in name}
-    assert set(adapters.values()) == {0.25} and len(adapters) == 6
-    assert {p for name, p in rates.items() if name not in adapters} == {rate}
+    assert set(rates.values()) == {rate}
+    shared = {module for module in model.modules() if isinstance(module, SharedDropout)}
+    assert [module.p for module in shared] == [0.25, 0.25]  # one a layer, for its query, key and value
     model.train()
     first, second = (embed(model, QUERIES) for _ in range(2))  # fresh adapters add nothing
     assert torch.equal(first, second) == (rate == 0)
+
+
+def test_shared_dropout_gives_one_mask_to_all_sharers_of_an_input_and_lets_go_of_it():
+    dropout, x = SharedDropout(0.5, sharers=3), torch.ones(64, 8)
+    first, second, third = (dropout(x) for _ in range(3))
+    assert first is second is third
+    assert set(first.unique().tolist()) == {0.0, 2.0}  # inverted dropout: what is kept is divided by 1 - p
+    assert 0.3 < (first == 0).float().mean() < 0.7
+    assert dropout._source is None and dropout._dropped is None
+    assert not torch.equal(dropout(x), first)  # the next block of calls draws anew
+    assert not torch.equal(dropout(x.clone()), dropout(x))
+    assert dropout.eval()(x) is x
+
+
+def test_query_key_and_value_of_a_layer_share_their_dropout(toy_model, toy_config):
+    model = setup_lora_model(toy_model, toy_config(lora_dropout=0.25))
+    for layer in model[0].model.get_base_model().encoder.layer:
+        attention = layer.attention.self
+        assert attention.query.lora_dropout["default"] is attention.value.lora_dropout["default"]
+        assert attention.key.lora_dropout["default"] is attention.value.lora_dropout["default"]
 
 
 def test_print_lora_info_without_adapters_says_what_to_call(toy_model):

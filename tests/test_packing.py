@@ -25,7 +25,7 @@ def trainable_gradients(model):
 def test_embeddings_equal_the_padded_ones(toy_model, group_cost):
     toy_model.double().eval()
     padded = toy_model(toy_model.tokenizer(TEXTS, padding=True, return_tensors="pt"))["sentence_embedding"]
-    packed = PackedEncoder(toy_model)(pack(*flat_tokens(toy_model, TEXTS), CPU, group_cost))
+    packed = PackedEncoder(toy_model)(pack(*flat_tokens(toy_model, TEXTS), CPU, group_cost=group_cost))
     torch.testing.assert_close(packed, padded, rtol=0, atol=1e-12)
 
 

@@ -45,10 +45,16 @@ def choose_precision(wanted: str, device: torch.device) -> tuple[str, str]:
         DeviceError: bf16 on a GPU that does not have it (Turing, such as the RTX 2080).
     """
     if wanted == "auto":
-        return ("fp16", "GPU") if device.type == "cuda" else ("fp32", f"no GPU: the {device.type.upper()} gains nothing")
-    if wanted == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        if device.type != "cuda":
+            return "fp32", f"no GPU: the {device.type.upper()} gains nothing"
+        return ("bf16", "the GPU has it") if _has_bf16() else ("fp16", "a GPU without bf16")
+    if wanted == "bf16" and device.type == "cuda" and not _has_bf16():
         raise DeviceError(f"{torch.cuda.get_device_name()} has no bf16 arithmetic: use --precision fp16 or auto.")
     return wanted, f"precision={wanted} was asked for"
+
+
+def _has_bf16() -> bool:
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _cuda_problem() -> str | None:

@@ -7,9 +7,11 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from sentence_transformers import SentenceTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from config import ConfigError, TrainingConfig
 
@@ -31,9 +33,7 @@ def setup_lora_model(model: SentenceTransformer, config: TrainingConfig) -> Sent
     _check_targets(encoder, config.lora_target_modules)
     _set_dropout(encoder, config.encoder_dropout)
     if config.gradient_checkpointing:
-        # The adapters lie inside the recomputed blocks while the embeddings below are frozen: the re-entrant kind trains
-        # nothing unless its inputs are made to require gradients.
-        encoder.activation_checkpointing_enable({"use_reentrant": False})
+        enable_checkpointing(encoder)
     adapter = LoraConfig(
         r=config.lora_r,
         lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # PEFT divides it by r; a fraction is fine
@@ -45,9 +45,19 @@ def setup_lora_model(model: SentenceTransformer, config: TrainingConfig) -> Sent
     )
     # `model[0].auto_model` is a read-only view: the encoder is replaced where the module keeps it.
     model[0].model = get_peft_model(encoder, adapter)
+    _share_dropout(model[0].model)
     # What is saved names the published base model, not the folder of this machine that it came from.
     model[0].model.peft_config["default"].base_model_name_or_path = config.model_name
     return model
+
+
+def enable_checkpointing(encoder: Any) -> None:
+    """Let the encoder recompute its activations in the backward pass.
+
+    The adapters lie inside the recomputed blocks while the embeddings below are frozen: the re-entrant kind would train
+    nothing unless its inputs were made to require gradients.
+    """
+    encoder.activation_checkpointing_enable({"use_reentrant": False})
 
 
 def print_lora_info(model: SentenceTransformer) -> None:
@@ -87,6 +97,47 @@ def merged_copy(model: SentenceTransformer) -> SentenceTransformer:
     merged = copy.deepcopy(model)
     merged[0].model = peft_model_of(merged).merge_and_unload()
     return merged
+
+
+class SharedDropout(nn.Module):
+    """Dropout whose callers, the `sharers` adapters of one attention block, get one mask for their one input.
+
+    PEFT draws a mask for each of query, key and value, and drawing masks is a sixth of a step on a CPU.
+    """
+
+    def __init__(self, p: float, sharers: int):
+        super().__init__()
+        self.p = p
+        self._sharers = sharers
+        self._source: Tensor | None = None
+        self._dropped: Tensor | None = None
+        self._uses = 0
+
+    def forward(self, source: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return source
+        if self._source is not source:
+            self._source, self._dropped, self._uses = source, F.dropout(source, self.p), 0
+        dropped = self._dropped
+        self._uses += 1
+        if self._uses == self._sharers:  # the last one: hold no activations between steps
+            self._source = self._dropped = None
+        assert dropped is not None
+        return dropped
+
+
+def _share_dropout(encoder: nn.Module) -> None:
+    """Give the adapters of query, key and value in each attention block one dropout; they read the same input."""
+    for block in encoder.modules():
+        adapters = [
+            child
+            for name, child in block.named_children()
+            if name in ("query", "key", "value") and isinstance(child, LoraLayer)
+        ]
+        if len(adapters) > 1 and isinstance(adapters[0].lora_dropout["default"], nn.Dropout):
+            shared = SharedDropout(adapters[0].lora_dropout["default"].p, len(adapters))
+            for adapter in adapters:
+                adapter.lora_dropout["default"] = shared
 
 
 def _set_dropout(encoder: nn.Module, probability: float) -> None:

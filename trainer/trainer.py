@@ -11,17 +11,20 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from config import TrainingConfig
 from trainer.checkpoint import save_finished_model
 from trainer.device import choose_device, choose_precision
 from trainer.evaluation import RetrievalEvaluator
-from trainer.lora import adapter_matrices
+from trainer.grad_cache import cached_backward, cut_micro_batches
+from trainer.lora import adapter_matrices, enable_checkpointing, peft_model_of
 from trainer.loss import at_least_float32, contrastive_loss
+from trainer.memory import GIGABYTE, StepMemory, available_bytes, measure_step_memory
 from trainer.monitor import GradientRecorder, Monitor, NullMonitor, TensorBoardMonitor
 from trainer.packing import PackedEncoder, can_pack, pack
 
@@ -63,6 +66,9 @@ class EmbeddingTrainer:
         self.best_score, self.best_step = -math.inf, 0
         self.metrics: dict[str, float] = {}
         self._packed_encoder = PackedEncoder(model) if can_pack(model) else None
+        # Tokens held at once; `_setup_memory` decides it anew when training starts.
+        self._max_tokens = 2 * (config.micro_batch_size or config.batch_size) * config.max_seq_length
+        self._tokens_tried = 0
         self._monitor: Monitor = NullMonitor()
         self._gradients: GradientRecorder | None = None
         self._skipped_in_a_row = 0
@@ -100,6 +106,7 @@ class EmbeddingTrainer:
             raise TrainingError("there are no batches to train on: fewer pairs than one batch needs")
         self._setup_tensorboard()
         self._setup_gradient_logging()
+        self._setup_memory()
         optimizer, scheduler, scaler = self._setup_optimizer_and_scheduler(steps_per_epoch * self.config.num_epochs)
         progress = tqdm(total=steps_per_epoch * self.config.num_epochs, desc="Training", unit="step", dynamic_ncols=True)
         try:
@@ -198,12 +205,8 @@ class EmbeddingTrainer:
         A step whose gradients are not finite is skipped by the scaler; `self._optimizer_stepped` tells. Only the scaler
         itself waits for the device.
         """
-        optimizer.zero_grad(set_to_none=True)
         features = self._tokenised(batch)
-        with self._autocast():
-            query_embeddings, passage_embeddings = self._embed(features["query"], features["passage"])  # (B, D) each
-        loss = self._loss(train_loss, query_embeddings, passage_embeddings, features["mask"])
-        scaler.scale(loss).backward()
+        loss = self._backward(features, train_loss, optimizer, scaler)
         scaler.unscale_(optimizer)
         self._last_gradients = self._gradients.fetch() if self._gradients is not None else {}
         trainable = [p for group in optimizer.param_groups for p in group["params"]]
@@ -221,7 +224,6 @@ class EmbeddingTrainer:
         return contrastive_loss(query_embeddings, passage_embeddings, self.config.scale, mask)
 
     def _loss(self, train_loss: Any, queries: Tensor, passages: Tensor, mask: Tensor) -> Tensor:
-        queries, passages = at_least_float32(queries), at_least_float32(passages)
         if train_loss is None:
             return self._compute_contrastive_loss(queries, passages, mask)
         if hasattr(train_loss, "compute_loss_from_embeddings"):
@@ -229,30 +231,134 @@ class EmbeddingTrainer:
             return train_loss.compute_loss_from_embeddings([queries, passages], labels)
         return train_loss(queries, passages)
 
-    def _embed(self, *sides: Mapping[str, Any]) -> tuple[Tensor, ...]:
-        """Padded token ids (B, T) of each side → embeddings (B, D) of each side."""
-        if self._packed_encoder is None:
-            return tuple(self.model(self._on_device(features))["sentence_embedding"] for features in sides)
-        real = [features["attention_mask"].bool() for features in sides]
-        tokens = torch.cat([features["input_ids"][mask] for features, mask in zip(sides, real, strict=True)])
-        lengths = torch.cat([mask.sum(dim=1) for mask in real])
-        embeddings = self._packed_encoder(pack(tokens, lengths, self.device))
-        return embeddings.split([len(mask) for mask in real])
+    def _backward(
+        self,
+        features: Mapping[str, Tensor],
+        train_loss: Any,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+    ) -> Tensor:
+        """Fresh gradients of one contrastive batch, scaled; returns its loss. Micro-batches are halved until they fit."""
+        while True:
+            optimizer.zero_grad(set_to_none=True)
+            random_state = torch.get_rng_state()
+            try:
+                return self._backward_in_pieces(features, train_loss, scaler)
+            except torch.OutOfMemoryError as error:
+                self._halve_micro_batches(int(features["lengths"].max()), error)
+                torch.set_rng_state(random_state)
 
-    def _on_device(self, features: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in features.items()}
+    def _backward_in_pieces(self, features: Mapping[str, Tensor], train_loss: Any, scaler: torch.amp.GradScaler) -> Tensor:
+        pieces = cut_micro_batches(features["lengths"], self._max_tokens)
+        in_order = torch.from_numpy(np.argsort(np.concatenate(pieces)))
+        pairs = len(features["mask"])
 
-    def _tokenised(self, batch: Any) -> Mapping[str, Any]:
-        """The batch as token ids; lists of InputExample are tokenised here, other batches were in the data workers."""
+        def embed(piece: np.ndarray) -> Tensor:
+            return self._embed(features["tokens"], features["lengths"], piece)
+
+        def loss_of(embeddings: Tensor) -> Tensor:
+            queries, passages = embeddings[in_order.to(embeddings.device)].split(pairs)  # (B, D) each
+            return self._loss(train_loss, queries, passages, features["mask"])
+
+        def backward(loss: Tensor) -> None:
+            scaler.scale(loss).backward()
+
+        if len(pieces) > 1:
+            return cached_backward(embed, pieces, loss_of, backward, self.device)
+        loss = loss_of(embed(pieces[0]))
+        backward(loss)
+        return loss.detach()
+
+    def _halve_micro_batches(self, longest: int, error: Exception) -> None:
+        if self._max_tokens <= longest:
+            raise TrainingError(
+                f"out of memory with a single text of {longest} tokens ({error}). Close other programs that use the "
+                "device, lower --max_seq_length, or use --gradient_checkpointing true."
+            ) from error
+        self._max_tokens = max(longest, min(self._max_tokens, self._tokens_tried) // 2)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        logger.warning(
+            "Out of memory: from here on at most %d tokens are held at once; the batch stays %d pairs",
+            self._max_tokens,
+            self.config.batch_size,
+        )
+
+    def _embed(self, tokens: Tensor, lengths: Tensor, chosen: np.ndarray) -> Tensor:
+        """Embeddings (n, D) of the chosen sequences of the batch."""
+        with self._autocast():
+            if self._packed_encoder is not None:
+                batch = pack(tokens, lengths, self.device, chosen)
+                self._tokens_tried = batch.input_ids.shape[1]
+                return at_least_float32(self._packed_encoder(batch))
+            rows = tokens.long().split(lengths.tolist())
+            padded = nn.utils.rnn.pad_sequence([rows[i] for i in chosen], True, self.model.tokenizer.pad_token_id)
+            self._tokens_tried = padded.numel()
+            real = torch.arange(padded.shape[1]) < lengths[torch.from_numpy(chosen)][:, None]
+            features = {"input_ids": padded.to(self.device), "attention_mask": real.long().to(self.device)}
+            return at_least_float32(self.model(features)["sentence_embedding"])
+
+    def _tokenised(self, batch: Any) -> Mapping[str, Tensor]:
+        """The batch as token ids; lists of InputExample are tokenised here, other batches were ahead of the loop."""
         if not isinstance(batch, list):
             return batch
         queries, passages = ([example.texts[side] for example in batch] for side in (0, 1))
         same = torch.tensor([[a == b for b in passages] for a in passages])
+        rows = self.model.tokenizer(queries + passages, truncation=True, max_length=self.model.max_seq_length)["input_ids"]
         return {
-            "query": self.model.preprocess(queries),
-            "passage": self.model.preprocess(passages),
+            "tokens": torch.tensor([token for row in rows for token in row], dtype=torch.int32),
+            "lengths": torch.tensor([len(row) for row in rows]),
             "mask": same & ~torch.eye(len(batch), dtype=torch.bool),
         }
+
+    def _setup_memory(self) -> None:
+        """Decide how many tokens a micro-batch may hold.
+
+        `micro_batch_size` means the memory of that many pairs of full length; shorter texts share it.
+        """
+        config = self.config
+        if config.micro_batch_size:
+            self._max_tokens = 2 * config.micro_batch_size * config.max_seq_length
+            return
+        if self._packed_encoder is None:
+            self._max_tokens = 2 * config.batch_size * config.max_seq_length  # in one piece, until memory runs out
+            return
+        memory = self.step_memory()
+        self._max_tokens = memory.most_tokens(available_bytes(config.memory_gb, self.device), config.batch_size)
+        need = sum(memory.categories(config.max_seq_length, config.batch_size).values()) / GIGABYTE
+        if self._max_tokens < config.max_seq_length:
+            raise TrainingError(
+                f"a step needs at least {need:.1f} GB, more than there is (memory_gb {config.memory_gb:g}). "
+                "Close other programs that use the device, raise --memory_gb or lower --batch_size."
+            )
+        held = min(self._max_tokens, 2 * config.batch_size * config.max_seq_length)
+        total = sum(memory.categories(held, config.batch_size).values()) / GIGABYTE
+        logger.info(
+            "Memory: at most %.1f GB predicted for a batch of %d pairs in full length, %s (memory_gb %g)",
+            total,
+            config.batch_size,
+            "in one piece" if held < self._max_tokens else f"{held:,} tokens held at once",
+            config.memory_gb,
+        )
+
+    def step_memory(self) -> StepMemory:
+        """What a step of this run needs, measured on two small batches; see `StepMemory`."""
+        encoder: Any = peft_model_of(self.model).get_base_model()
+        vocabulary = len(self.model.tokenizer)
+
+        def embed(sequences: int, length: int) -> Tensor:
+            tokens = torch.arange(sequences * length, dtype=torch.int32) % vocabulary
+            return self._embed(tokens, torch.full((sequences,), length), np.arange(sequences))
+
+        was_checkpointing = encoder.is_activation_checkpointing
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            self.model.train()
+            encoder.activation_checkpointing_disable()
+            try:
+                return measure_step_memory(encoder, embed, self.config.max_seq_length, was_checkpointing)
+            finally:
+                if was_checkpointing:
+                    enable_checkpointing(encoder)
 
     def _autocast(self) -> torch.autocast:
         dtype = AUTOCAST_TYPES.get(self.precision)
@@ -381,4 +487,4 @@ class _LossMean:
 
 
 def _batch_length(batch: Any) -> int:
-    return len(batch) if isinstance(batch, list) else len(batch["query"]["input_ids"])
+    return len(batch) if isinstance(batch, list) else len(batch["mask"])

@@ -1,0 +1,195 @@
+"""Training speed beside sentence-transformers' own trainer, on the same work in one run.
+
+    python benchmarks/train_speed.py --dataset_root KorQuAD_v1.0_dev.json --batch_sizes 16 64
+
+Model, adapter, pairs, batches, threads, dropout and checkpointing are the same on both sides. Blocks of steps alternate, so
+that a machine whose speed drifts slows both. Prints one JSON line: pairs a second of each side, their ratio by batch size,
+real and padded tokens of a step, and how near ours comes to the time of the bare matrix products (`floor_share` is our time
+over the floor's). `no_encoder_dropout` is ours with the encoder's own dropout off, against the peer with it on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import logging
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from datasets import Dataset
+from sentence_transformers import InputExample, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from torch import nn
+from transformers import TrainerCallback, set_seed
+from transformers.utils import logging as transformers_logging
+
+from config import SAMPLE_DATASET_ROOT, TrainingConfig
+from dataloader import build_dataloader, load_entire_dataset, prepare_training_data
+from trainer import EmbeddingTrainer, setup_lora_model
+from trainer.base_model import load_base_model
+
+ENCODER_PARAMETERS = 12 * (4 * 384 * 384 + 2 * 384 * 1536)  # of the matrices that every token passes: 21.2 million
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset_root", default=str(SAMPLE_DATASET_ROOT))
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[16, 64])
+    parser.add_argument("--steps", type=int, default=8, help="steps of a block")
+    parser.add_argument("--rounds", type=int, default=3, help="blocks of each side")
+    parser.add_argument("--encoder_dropout", type=float, default=0.1)
+    options = parser.parse_args()
+    logging.disable(logging.WARNING)
+    transformers_logging.disable_progress_bar()
+
+    config = TrainingConfig(
+        dataset_root=options.dataset_root,
+        gradient_checkpointing=False,
+        encoder_dropout=options.encoder_dropout,
+        log_dir="",
+        num_workers=0,
+    )
+    examples, _ = prepare_training_data(load_entire_dataset(config.dataset_root, verbose=False), config)
+    results = {str(size): compare(examples, config, size, options.steps, options.rounds) for size in options.batch_sizes}
+    print(json.dumps({"benchmark": "train_speed", "threads": torch.get_num_threads(), "batch_size": results}))
+
+
+def compare(
+    examples: list[InputExample], config: TrainingConfig, batch_size: int, steps: int, rounds: int
+) -> dict[str, Any]:
+    """Alternate blocks of steps of both trainers; seconds a step are medians over the blocks."""
+    config = TrainingConfig(**config.to_dict() | {"batch_size": batch_size})
+    examples = (examples * (steps * batch_size // len(examples) + 1))[: steps * batch_size]
+    ours, peer = Ours(examples, config), Peer(examples, config)
+    sides = {"ours": ours.block, "peer": peer.block, "no_encoder_dropout": Ours(examples, config, dropout=0.0).block}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    rates = []
+    for round_number in range(rounds + 1):
+        for name, block in sides.items():
+            elapsed = block() / steps
+            if round_number:  # the first warms up
+                seconds[name].append(elapsed)
+        rates.append(matrix_rate(ours.real_tokens))
+    step = {name: statistics.median(values) for name, values in seconds.items()}
+    floor = 4 * ENCODER_PARAMETERS * ours.real_tokens / statistics.median(rates)
+    return {
+        "ours_pairs_per_second": round(batch_size / step["ours"], 2),
+        "peer_pairs_per_second": round(batch_size / step["peer"], 2),
+        "ratio": round(step["peer"] / step["ours"], 2),
+        "no_encoder_dropout_ratio": round(step["peer"] / step["no_encoder_dropout"], 2),
+        "real_tokens": ours.real_tokens,
+        "padded_tokens": ours.padded_tokens,
+        "gflops": round(statistics.median(rates) / 1e9),
+        "floor_seconds": round(floor, 4),
+        "floor_share": round(step["ours"] / floor, 2),
+        "no_encoder_dropout_floor_share": round(step["no_encoder_dropout"] / floor, 2),
+    }
+
+
+class Ours:
+    """EmbeddingTrainer's own step over one epoch of the examples."""
+
+    def __init__(self, examples: list[InputExample], config: TrainingConfig, dropout: float | None = None):
+        if dropout is not None:
+            config = TrainingConfig(**config.to_dict() | {"encoder_dropout": dropout})
+        set_seed(config.seed)
+        model = setup_lora_model(load_base_model(config.model_name, config.max_seq_length), config)
+        self._trainer = EmbeddingTrainer(model, config)
+        self._loader = build_dataloader(examples, config, tokenizer=model.tokenizer)
+        self._optimizer, self._scheduler, self._scaler = self._trainer._setup_optimizer_and_scheduler(10_000)
+        lengths = [batch["lengths"] for batch in self._loader]
+        self.real_tokens = round(statistics.mean(int(row.sum()) for row in lengths))
+        sides = [row.view(2, -1) for row in lengths]
+        self.padded_tokens = round(statistics.mean(int(s.max(dim=1).values.sum()) * s.shape[1] for s in sides))
+
+    def block(self) -> float:
+        self._trainer.model.train()
+        start = time.perf_counter()
+        for batch in self._loader:
+            self._trainer._training_step(batch, None, self._optimizer, self._scaler)
+            self._scheduler.step()
+        return time.perf_counter() - start
+
+
+class Peer:
+    """SentenceTransformerTrainer with MultipleNegativesRankingLoss on the same adapter, as its documentation has it."""
+
+    def __init__(self, examples: list[InputExample], config: TrainingConfig):
+        self._config = config
+        set_seed(config.seed)
+        self._model = setup_lora_model(load_base_model(config.model_name, config.max_seq_length), config)
+        use_peft_dropout(self._model)
+        queries, passages = zip(*(example.texts for example in examples), strict=True)
+        self._data = Dataset.from_dict({"anchor": list(queries), "positive": list(passages)})
+
+    def block(self) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = SentenceTransformerTrainingArguments(
+                output_dir=folder,
+                num_train_epochs=1,
+                per_device_train_batch_size=self._config.batch_size,
+                learning_rate=self._config.learning_rate,
+                weight_decay=self._config.weight_decay,
+                max_grad_norm=self._config.max_grad_norm,
+                use_cpu=True,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                logging_strategy="no",
+            )
+            clock = Clock()
+            SentenceTransformerTrainer(
+                model=self._model,
+                args=arguments,
+                train_dataset=self._data,
+                loss=MultipleNegativesRankingLoss(self._model, scale=self._config.scale),
+                callbacks=[clock],
+            ).train()
+        return clock.seconds
+
+
+class Clock(TrainerCallback):
+    """Seconds from the first step's beginning to the last one's end: the trainer's own start-up is not counted."""
+
+    seconds = 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 0:
+            self._start = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.seconds = time.perf_counter() - self._start
+
+
+def use_peft_dropout(model: Any) -> None:
+    """Give each adapter a dropout of its own again, as PEFT makes them."""
+    for module in model.modules():
+        if hasattr(module, "lora_dropout") and "default" in module.lora_dropout:
+            module.lora_dropout["default"] = nn.Dropout(copy.copy(module.lora_dropout["default"].p))
+
+
+def matrix_rate(tokens: int, repeats: int = 12) -> float:
+    """Floating point operations a second of the encoder's own matrix products, float32, on `tokens` rows."""
+    square, wide, narrow = torch.randn(384, 384), torch.randn(1536, 384), torch.randn(384, 1536)
+    rows, wide_rows = torch.randn(tokens, 384), torch.randn(tokens, 1536)
+    with torch.no_grad():
+        start = time.perf_counter()
+        for _ in range(repeats):
+            for _ in range(4):
+                rows @ square.T
+            rows @ wide.T
+            wide_rows @ narrow.T
+        elapsed = time.perf_counter() - start
+    return repeats * 2 * tokens * ENCODER_PARAMETERS / 12 / elapsed
+
+
+if __name__ == "__main__":
+    main()

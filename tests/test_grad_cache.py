@@ -1,0 +1,151 @@
+"""GradCache: the gradients of a batch in one piece, from micro-batches, dropout on."""
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import InputExample, SentenceTransformer
+
+from trainer import EmbeddingTrainer, setup_lora_model
+from trainer.grad_cache import cached_backward, cut_micro_batches
+from trainer.lora import adapter_matrices
+from trainer.trainer import TrainingError
+
+SYLLABLES = "가나다라마바사아자차카타파하거너더러머버서어저처커터퍼허"
+
+
+def pairs(count: int, seed: int = 0) -> list[InputExample]:
+    random = np.random.default_rng(seed)
+    texts = ["".join(random.choice(list(SYLLABLES), size)) for size in random.integers(1, 40, 2 * count)]
+    return [InputExample(texts=["query: " + q, "passage: " + p]) for q, p in zip(texts[::2], texts[1::2], strict=True)]
+
+
+@pytest.fixture
+def make_trainer(toy_model_dir, toy_config):
+    def make(**changes) -> EmbeddingTrainer:
+        config = toy_config(**{"log_dir": "", "max_seq_length": 48, "lora_dropout": 0.3, "encoder_dropout": 0.2} | changes)
+        torch.manual_seed(0)
+        model = setup_lora_model(SentenceTransformer(str(toy_model_dir), device="cpu"), config)
+        for name, matrix in adapter_matrices(model):
+            if name.endswith("lora_B"):  # zero at first: the gradient of A would be zero too
+                torch.nn.init.normal_(matrix, std=0.1)
+        trainer = EmbeddingTrainer(model, config)
+        trainer.model.train()
+        return trainer
+
+    return make
+
+
+def gradients(trainer) -> dict[str, torch.Tensor]:
+    return {name: matrix.grad.clone() for name, matrix in adapter_matrices(trainer.model)}
+
+
+@pytest.mark.parametrize("micro_batch_size", [16, 7, 1])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_equal_the_one_piece_batch_with_dropout(make_trainer, micro_batch_size, checkpointing):
+    trainer = make_trainer(micro_batch_size=micro_batch_size, gradient_checkpointing=checkpointing)
+    trainer.model.double()
+    batch = trainer._tokenised(pairs(64))
+    pieces = cut_micro_batches(batch["lengths"], trainer._max_tokens)
+    assert len(pieces) > 1
+    in_order = torch.from_numpy(np.argsort(np.concatenate(pieces)))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+
+    # One graph over all: each piece draws its dropout masks in turn, as the cached way does.
+    torch.manual_seed(5)
+    whole = torch.cat([trainer._embed(batch["tokens"], batch["lengths"], piece) for piece in pieces])[in_order]
+    expected_loss = trainer._loss(None, *whole.split(64), batch["mask"])
+    expected_loss.backward()
+    expected = gradients(trainer)
+    trainer.model.zero_grad()
+
+    torch.manual_seed(5)
+    loss = trainer._backward_in_pieces(batch, None, scaler)
+    torch.testing.assert_close(loss, expected_loss.detach(), rtol=1e-12, atol=0)
+    assert max(gradient.abs().max() for gradient in expected.values()) > 1e-3
+    for name, gradient in gradients(trainer).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-8, atol=1e-12)
+
+
+def test_without_dropout_micro_batches_change_nothing(make_trainer):
+    found = []
+    for micro_batch_size in (64, 4):
+        trainer = make_trainer(micro_batch_size=micro_batch_size, lora_dropout=0, encoder_dropout=0)
+        trainer.model.double()
+        trainer._backward_in_pieces(trainer._tokenised(pairs(32)), None, torch.amp.GradScaler("cpu", init_scale=1.0))
+        found.append(gradients(trainer))
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-8, atol=1e-12)
+
+
+def test_fp16_with_a_scaler_gives_scaled_gradients_of_the_fp32_size(make_trainer):
+    found = []
+    for precision, scale in (("fp32", 1.0), ("fp16", 1024.0)):
+        trainer = make_trainer(micro_batch_size=2, precision=precision, lora_dropout=0, encoder_dropout=0)
+        trainer._backward_in_pieces(trainer._tokenised(pairs(16)), None, torch.amp.GradScaler("cpu", init_scale=scale))
+        found.append(torch.cat([g.flatten() / scale for g in gradients(trainer).values()]))
+    assert torch.nn.functional.cosine_similarity(*found, dim=0) > 0.999
+    assert found[1].norm() / found[0].norm() == pytest.approx(1, abs=0.02)
+
+
+def test_masks_are_drawn_anew_for_the_next_batch(make_trainer):
+    trainer = make_trainer(micro_batch_size=2)
+    batch, scaler = trainer._tokenised(pairs(16)), torch.amp.GradScaler("cpu", init_scale=1.0)
+    losses = [trainer._backward_in_pieces(batch, None, scaler).item() for _ in range(2)]
+    assert losses[0] != losses[1]
+
+
+def test_micro_batches_by_hand():
+    # Padded to the longest: 2, 3, 3 are 9 tokens and a fourth, 7, would make 28 of 10.
+    pieces = cut_micro_batches(torch.tensor([7, 3, 2, 3, 30]), 10)
+    assert [sorted(piece.tolist()) for piece in pieces] == [[1, 2, 3], [0], [4]]
+    assert [piece.tolist() for piece in cut_micro_batches(torch.tensor([4]), 1)] == [[0]]
+
+
+def test_the_caller_scales_the_loss_once():
+    weight = torch.nn.Parameter(torch.tensor([2.0]))
+    calls = []
+
+    def backward(loss):
+        calls.append(loss)
+        (10 * loss).backward()
+
+    pieces = [torch.tensor([[1.0]]), torch.tensor([[3.0]])]
+    loss = cached_backward(lambda x: x * weight, pieces, lambda e: e.pow(2).sum(), backward, torch.device("cpu"))
+    # (2·1)² + (2·3)² = 40; d/dw of w²·(1 + 9) = 20·w = 40, ten times.
+    assert loss.item() == 40 and len(calls) == 1
+    assert weight.grad.item() == 400
+
+
+def test_out_of_memory_halves_the_micro_batch_and_loses_nothing(make_trainer, caplog):
+    data = pairs(16)
+    plain = make_trainer(micro_batch_size=64, lora_dropout=0, encoder_dropout=0, learning_rate=1e-2)
+    tight = make_trainer(micro_batch_size=64, lora_dropout=0, encoder_dropout=0, learning_rate=1e-2)
+    embed, refused = tight._packed_encoder, []
+
+    def embed_what_fits(batch):
+        if batch.input_ids.shape[1] > 300:
+            refused.append(batch.input_ids.shape[1])
+            raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+        return embed(batch)
+
+    tight._packed_encoder = embed_what_fits
+    for trainer in (plain, tight):
+        optimizer, _, scaler = trainer._setup_optimizer_and_scheduler(10)
+        for step in range(2):
+            trainer._training_step(data[8 * step : 8 * step + 8], None, optimizer, scaler)
+    assert refused and "Out of memory: from here on at most" in caplog.text
+    assert "the batch stays" in caplog.text
+    for (_, expected), (_, found) in zip(adapter_matrices(plain.model), adapter_matrices(tight.model), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=2e-3 * 1e-2)  # a step moves 1e-2
+
+
+def test_out_of_memory_with_a_single_text_ends_in_a_message(make_trainer):
+    trainer = make_trainer()
+
+    def never(batch):
+        raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+
+    trainer._packed_encoder = never
+    optimizer, _, scaler = trainer._setup_optimizer_and_scheduler(10)
+    with pytest.raises(TrainingError, match=r"out of memory with a single text of .*lower --max_seq_length"):
+        trainer._training_step(pairs(8), None, optimizer, scaler)

@@ -1,0 +1,81 @@
+"""Any contrastive batch in a fixed memory: GradCache (Gao et al., arXiv:2101.06983).
+
+The loss needs all embeddings of a batch at once, but not their graphs. So: embed all without a graph; take the loss and its
+gradient on the embeddings; then embed each micro-batch again, with the same dropout masks, and hand it its part of that
+gradient. The parameters' gradients are those of the batch in one piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MicroBatch = TypeVar("MicroBatch")
+
+
+def cached_backward(
+    embed: Callable[[MicroBatch], Tensor],
+    micro_batches: Sequence[MicroBatch],
+    loss_of: Callable[[Tensor], Tensor],
+    backward: Callable[[Tensor], None],
+    device: torch.device,
+) -> Tensor:
+    """Accumulate the gradients of `loss_of(all embeddings)` in the parameters, one micro-batch's graph at a time.
+
+    Args:
+        embed: micro-batch → (n, D), float32.
+        loss_of: (N, D), the embeddings of all micro-batches in their order → scalar.
+        backward: called once with the loss; calls its `backward`, scaled where a gradient scaler wants it.
+        device: whose random numbers, beside the CPU's, decide the dropout masks.
+
+    Returns:
+        The loss, detached.
+    """
+    states, pieces = [], []
+    with torch.no_grad():
+        for micro_batch in micro_batches:
+            states.append(_random_state(device))
+            pieces.append(embed(micro_batch))
+    embeddings = torch.cat(pieces).requires_grad_()
+    loss = loss_of(embeddings)
+    backward(loss)
+    assert embeddings.grad is not None
+    gradients = embeddings.grad.split([len(piece) for piece in pieces])
+    for micro_batch, state, gradient in zip(micro_batches, states, gradients, strict=True):
+        _set_random_state(state, device)
+        embed(micro_batch).backward(gradient)
+    return loss.detach()
+
+
+def cut_micro_batches(lengths: Tensor, max_tokens: int) -> list[np.ndarray]:
+    """Cut sequences, sorted by length, into micro-batches of at most `max_tokens` tokens once padded.
+
+    Args:
+        lengths: (S,) tokens of each sequence, on the CPU.
+
+    Returns:
+        For each micro-batch the numbers of its sequences; a sequence longer than `max_tokens` is alone in its own.
+    """
+    sizes = lengths.numpy()
+    order = np.argsort(sizes, kind="stable")
+    pieces, first = [], 0
+    for end in range(1, len(order) + 1):
+        # In ascending order the last sequence is the longest: all of the piece are at most padded to it.
+        if end == len(order) or (end + 1 - first) * sizes[order[end]] > max_tokens:
+            pieces.append(order[first:end])
+            first = end
+    return pieces
+
+
+def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def _set_random_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], device)
