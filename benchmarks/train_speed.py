@@ -11,7 +11,6 @@ over the floor's). `no_encoder_dropout` is ours with the encoder's own dropout o
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import logging
 import statistics
@@ -35,6 +34,7 @@ from config import SAMPLE_DATASET_ROOT, TrainingConfig
 from dataloader import build_dataloader, load_entire_dataset, prepare_training_data
 from trainer import EmbeddingTrainer, setup_lora_model
 from trainer.base_model import load_base_model
+from trainer.dropout import FastDropout, SharedDropout
 
 ENCODER_PARAMETERS = 12 * (4 * 384 * 384 + 2 * 384 * 1536)  # of the matrices that every token passes: 21.2 million
 
@@ -126,7 +126,7 @@ class Peer:
         self._config = config
         set_seed(config.seed)
         self._model = setup_lora_model(load_base_model(config.model_name, config.max_seq_length), config)
-        use_peft_dropout(self._model)
+        use_plain_dropout(self._model)
         queries, passages = zip(*(example.texts for example in examples), strict=True)
         self._data = Dataset.from_dict({"anchor": list(queries), "positive": list(passages)})
 
@@ -169,11 +169,12 @@ class Clock(TrainerCallback):
         self.seconds = time.perf_counter() - self._start
 
 
-def use_peft_dropout(model: Any) -> None:
-    """Give each adapter a dropout of its own again, as PEFT makes them."""
-    for module in model.modules():
-        if hasattr(module, "lora_dropout") and "default" in module.lora_dropout:
-            module.lora_dropout["default"] = nn.Dropout(copy.copy(module.lora_dropout["default"].p))
+def use_plain_dropout(model: Any) -> None:
+    """Give the encoder torch's dropout, and each adapter one of its own, as transformers and PEFT make them."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, FastDropout | SharedDropout):
+                parent.add_module(name, nn.Dropout(child.p))
 
 
 def matrix_rate(tokens: int, repeats: int = 12) -> float:

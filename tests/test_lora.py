@@ -8,7 +8,8 @@ from sentence_transformers import SentenceTransformer
 
 from config import ConfigError
 from trainer import print_lora_info, setup_lora_model
-from trainer.lora import SharedDropout, adapter_matrices, merged_copy
+from trainer.dropout import SharedDropout
+from trainer.lora import adapter_matrices, merged_copy
 from trainer.loss import contrastive_loss
 
 QUERIES = ["query: 대한민국의 수도는?", "query: 물의 화학식은?", "query: 한글을 만든 사람은?", "query: 가장 높은 산은?"]

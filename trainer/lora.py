@@ -7,13 +7,13 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from sentence_transformers import SentenceTransformer
-from torch import Tensor, nn
+from torch import nn
 
 from config import ConfigError, TrainingConfig
+from trainer.dropout import FastDropout, SharedDropout
 
 logger = logging.getLogger(__name__)
 
@@ -99,33 +99,6 @@ def merged_copy(model: SentenceTransformer) -> SentenceTransformer:
     return merged
 
 
-class SharedDropout(nn.Module):
-    """Dropout whose callers, the `sharers` adapters of one attention block, get one mask for their one input.
-
-    PEFT draws a mask for each of query, key and value, and drawing masks is a sixth of a step on a CPU.
-    """
-
-    def __init__(self, p: float, sharers: int):
-        super().__init__()
-        self.p = p
-        self._sharers = sharers
-        self._source: Tensor | None = None
-        self._dropped: Tensor | None = None
-        self._uses = 0
-
-    def forward(self, source: Tensor) -> Tensor:
-        if not self.training or self.p == 0:
-            return source
-        if self._source is not source:
-            self._source, self._dropped, self._uses = source, F.dropout(source, self.p), 0
-        dropped = self._dropped
-        self._uses += 1
-        if self._uses == self._sharers:  # the last one: hold no activations between steps
-            self._source = self._dropped = None
-        assert dropped is not None
-        return dropped
-
-
 def _share_dropout(encoder: nn.Module) -> None:
     """Give the adapters of query, key and value in each attention block one dropout; they read the same input."""
     for block in encoder.modules():
@@ -141,10 +114,11 @@ def _share_dropout(encoder: nn.Module) -> None:
 
 
 def _set_dropout(encoder: nn.Module, probability: float) -> None:
-    """Set every dropout of the encoder; its saved configuration keeps the published value."""
-    for module in encoder.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = probability
+    """Set every dropout of the encoder, to the fast kind; its saved configuration keeps the published value."""
+    for parent in list(encoder.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Dropout):
+                setattr(parent, name, FastDropout(probability))
 
 
 def _check_targets(encoder: nn.Module, targets: list[str]) -> None:

@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from peft.tuners.lora import Linear as LoraLinear
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
-from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import BertModel
 
+from trainer.dropout import SharedDropout, fast_dropout
 from trainer.loss import at_least_float32
 
-ATTENTION_NAME = "grouped_sdpa"
 # What one more group costs, counted in tokens of padding: its own attention calls in every layer. Measured on two cores at
 # batch 16: 4 and 8 are fastest, 64 a fifth slower.
 GROUP_COST = 8
@@ -125,6 +125,8 @@ def _group_borders(sorted_lengths: np.ndarray, group_cost: int) -> list[tuple[in
 class PackedEncoder:
     """Embeds packed batches with the modules of a sentence-transformers model (a BERT, mean pooling, L2 norm).
 
+    It walks through the encoder's layers itself; only the attention differs from transformers' own way.
+
     Raises:
         ValueError: a model of another build; `can_pack` tells beforehand.
     """
@@ -132,19 +134,23 @@ class PackedEncoder:
     def __init__(self, model: SentenceTransformer):
         if not can_pack(model):
             raise ValueError("packing needs a BERT encoder with mean pooling over all tokens")
-        self._model = model
         self._encoder: Any = _plain_encoder(model)
-        # Calls without groups, such as the model's own `encode`, go to the ordinary kernel.
-        self._encoder.set_attn_implementation(ATTENTION_NAME)
+        self._projections = [QueryKeyValue(layer.attention.self) for layer in self._encoder.encoder.layer]
 
     def __call__(self, batch: PackedBatch) -> Tensor:
         """(S, D) embeddings, float32 (float64 for a float64 model), L2-normalised, in the order the sequences were given."""
-        hidden = self._encoder(
+        encoder = self._encoder
+        hidden = encoder.embeddings(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             token_type_ids=torch.zeros_like(batch.input_ids),
-            groups=batch.groups,
-        ).last_hidden_state[0]  # (N, D)
+        )[0]  # (N, D)
+        recompute = encoder.is_activation_checkpointing and encoder.training and torch.is_grad_enabled()
+        for layer, projection in zip(encoder.encoder.layer, self._projections, strict=True):
+            if recompute:
+                hidden = checkpoint(_layer, layer, projection, hidden, batch.groups, use_reentrant=False)
+            else:
+                hidden = _layer(layer, projection, hidden, batch.groups)
         # The mean in float32: an fp16 sum over 256 tokens loses what tells two texts apart.
         hidden = at_least_float32(hidden) * batch.real[:, None]
         summed = hidden.new_zeros((len(batch.lengths), hidden.shape[1])).index_add(0, batch.sequence, hidden)
@@ -152,12 +158,12 @@ class PackedEncoder:
 
 
 def can_pack(model: SentenceTransformer) -> bool:
-    """Whether the model is a BERT with mean pooling and then, if anything, a norm, on the scaled-dot-product kernel."""
+    """Whether the model is a BERT with mean pooling over all tokens and then, if anything, a norm."""
     encoder = _plain_encoder(model)
     pooling = model[1] if len(model) > 1 else None
     return (
-        getattr(getattr(encoder, "config", None), "model_type", "") == "bert"
-        and encoder.config._attn_implementation in ("sdpa", ATTENTION_NAME)
+        isinstance(encoder, BertModel)
+        and not encoder.config.is_decoder
         and isinstance(pooling, Pooling)
         and pooling.pooling_mode in ("mean", ("mean",), ["mean"])
         and pooling.include_prompt
@@ -165,38 +171,96 @@ def can_pack(model: SentenceTransformer) -> bool:
     )
 
 
+class QueryKeyValue:
+    """The three projections of an attention block as one product: (N, D) → (N, 3D).
+
+    Where all three carry a LoRA adapter of one shape, these too are one pair of products: the three A side by side, and the
+    three B on the diagonal. Otherwise each module is called by itself.
+    """
+
+    def __init__(self, attention: Any):
+        self._modules = (attention.query, attention.key, attention.value)
+        self._fused = _are_alike(self._modules)
+        self._frozen: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        if not self._fused:
+            return torch.cat([module(hidden) for module in self._modules], dim=-1)
+        adapters: Any = self._modules
+        # Not through the shared module: its one caller is this one.
+        dropout = adapters[0].lora_dropout["default"]
+        dropped = fast_dropout(hidden, dropout.p) if dropout.training and dropout.p > 0 else hidden
+        down = torch.cat([adapter.lora_A["default"].weight for adapter in adapters])  # (3r, D)
+        up = torch.block_diag(*(adapter.lora_B["default"].weight for adapter in adapters))  # (3D, 3r)
+        low_rank = dropped.to(down.dtype) @ down.T * adapters[0].scaling["default"]  # (N, 3r)
+        return torch.addmm(F.linear(hidden, *self._base(hidden)), low_rank, up.T)
+
+    def _base(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight (3D, D) and bias (3D,) of the frozen projections, joined once for each number format and device."""
+        layers = [module.get_base_layer() for module in self._modules]
+        wanted = layers[0].weight
+        if self._frozen is None or (self._frozen[0].dtype, self._frozen[0].device) != (wanted.dtype, wanted.device):
+            self._frozen = (
+                torch.cat([layer.weight.detach() for layer in layers]),
+                torch.cat([layer.bias.detach() for layer in layers]),
+            )
+        return self._frozen
+
+
+def _are_alike(modules: Any) -> bool:
+    """Whether the modules are frozen linear layers with plain LoRA adapters of one rank, scaling and shared dropout."""
+    if not all(isinstance(module, LoraLinear) and module.active_adapters == ["default"] for module in modules):
+        return False
+    first = modules[0]
+    return all(
+        module.r == first.r
+        and module.scaling == first.scaling
+        and module.lora_dropout["default"] is first.lora_dropout["default"]
+        and isinstance(module.lora_dropout["default"], SharedDropout)
+        and not module.merged
+        and not module.lora_variant
+        and not any(p.requires_grad for p in module.get_base_layer().parameters())
+        for module in modules
+    )
+
+
+def _layer(layer: Any, projection: QueryKeyValue, hidden: Tensor, groups: tuple[Group, ...]) -> Tensor:
+    """One BertLayer: (N, D) → (N, D)."""
+    attended = _attention(layer.attention.self, projection(hidden), groups)
+    hidden = layer.attention.output(attended, hidden)
+    return layer.output(layer.intermediate(hidden), hidden)
+
+
+def _attention(attention: Any, qkv: Tensor, groups: tuple[Group, ...]) -> Tensor:
+    """Attention inside each sequence of a packed row: (N, 3D) → (N, D)."""
+    heads, width = attention.num_attention_heads, attention.attention_head_size
+    dropout_p = attention.dropout.p if attention.training else 0.0
+    outputs = []
+    # One split, not a slice a group: the gradient of a slice is a row of zeros as long as the whole.
+    for group, part in zip(groups, qkv.split([group.size * group.length for group in groups]), strict=True):
+        # (n·l, 3·H·d) -> three of (n, H, l, d)
+        query, key, value = part.view(group.size, group.length, 3, heads, width).permute(2, 0, 3, 1, 4)
+        if dropout_p and qkv.device.type == "cpu":
+            mixed = _attention_with_dropout(query, key, value, group.mask, attention.scaling, dropout_p)
+        else:
+            mixed = F.scaled_dot_product_attention(
+                query, key, value, attn_mask=group.mask, dropout_p=dropout_p, scale=attention.scaling
+            )
+        outputs.append(mixed.transpose(1, 2).reshape(-1, heads * width))  # (n·l, D)
+    return torch.cat(outputs)
+
+
+def _attention_with_dropout(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, dropout_p: float
+) -> Tensor:
+    """(n, H, l, d) each → (n, H, l, d). Written out, since torch's CPU kernel with dropout draws its masks slowly."""
+    scores = query @ key.transpose(-1, -2) * scaling  # (n, H, l, l)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return fast_dropout(scores.softmax(dim=-1), dropout_p).to(value.dtype) @ value
+
+
 def _plain_encoder(model: SentenceTransformer) -> Any:
     """The transformers model inside, below PEFT's wrapper where it has one."""
     encoder: Any = getattr(model[0], "model", None)
     return encoder.get_base_model() if hasattr(encoder, "get_base_model") else encoder
-
-
-def _grouped_sdpa(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    groups: tuple[Group, ...] | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Attention inside each sequence of a packed row: q, k, v (1, H, N, d) → (1, N, H, d)."""
-    if groups is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
-    heads, width = query.shape[1], query.shape[3]
-    outputs = []
-    sizes = [group.size * group.length for group in groups]
-    # One split, not a slice a group: the gradient of a slice is a row of zeros as long as the whole.
-    parts = zip(*(tensor[0].split(sizes, dim=1) for tensor in (query, key, value)), strict=True)
-    for group, qkv in zip(groups, parts, strict=True):
-        # (H, n·l, d) -> (n, H, l, d)
-        q, k, v = (tensor.reshape(heads, group.size, group.length, width).transpose(0, 1) for tensor in qkv)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=group.mask, dropout_p=dropout, scale=scaling)
-        outputs.append(mixed.transpose(1, 2).reshape(-1, heads, width))  # (n·l, H, d)
-    return torch.cat(outputs)[None], None
-
-
-AttentionInterface.register(ATTENTION_NAME, _grouped_sdpa)
-AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
