@@ -79,9 +79,8 @@ def published(version: str, split: str) -> dict[str, str]:
 
 def default_root(version: str, split: str) -> Path:
     """One folder holds one dataset, so that training never reads a mixture: 2.1's training set is the default one."""
-    return Path(
-        DEFAULT_DATASET_ROOT + ("" if version == "2.1" else f"_{version}") + ("" if split == "train" else f"_{split}")
-    )
+    suffix = ("" if version == "2.1" else f"_{version}") + ("" if split == "train" else f"_{split}")
+    return Path(DEFAULT_DATASET_ROOT + suffix)
 
 
 def download(blobs: dict[str, str], root: Path, base_url: str = BASE_URL) -> list[Path]:
