@@ -5,14 +5,15 @@ BIN := $(VENV)/bin
 PUBLIC_MODULES := config.py train.py inference.py dataloader trainer eda
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-full tensorboard search lint format clean
+.PHONY: help train data test test-full tensorboard search lint format clean
 
 help:
 	@echo "make train        install, train (KorQuAD at ./data/KorQuAD, else the embedded sample), verdict"
+	@echo "make data         KorQuAD 2.1's training archives to ./data/KorQuAD, verified; an interrupted run goes on"
 	@echo "make test         install, run the tests          make test-full   the long ones too"
 	@echo "make tensorboard  show the training               make search      three example searches"
 	@echo "make lint         formatter, linter, types        make clean       remove .venv, logs, models, caches"
-	@echo "Options of train.py: make train ARGS='--num_epochs 1'"
+	@echo "Options: make train ARGS='--num_epochs 1'   make data ARGS='--version 1.0'"
 
 $(VENV)/.installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.11")'
@@ -26,6 +27,9 @@ $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 
 train: $(VENV)/.installed
 	@$(BIN)/python train.py $(ARGS)
+
+data: $(VENV)/.installed
+	@$(BIN)/python -m dataloader.download $(ARGS)
 
 search: $(VENV)/.installed
 	@$(BIN)/python inference.py $(ARGS)

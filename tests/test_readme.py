@@ -39,6 +39,8 @@ def test_command(command, monkeypatch, capsys):
     if command[0] == "make":
         assert re.search(rf"^{re.escape(command[1])}:", (REPOSITORY / "Makefile").read_text(), flags=re.M)
         return
+    if command[1] == "-m":
+        command = ["python", command[2].replace(".", "/") + ".py", *command[3:]]
     assert command[0] == "python" and (REPOSITORY / command[1]).is_file()
     if command[1] == "train.py":
         if "--help" in command:
