@@ -18,7 +18,9 @@ from torch import Tensor
 GIGABYTE = 1024**3
 # Outside torch's own count on a GPU: the CUDA context and the libraries' workspaces. An allowance, not measured here.
 DEVICE_ALLOWANCE = GIGABYTE // 2
-# The backward pass of a feed-forward block holds, beside what was saved, about four arrays of its inner width at once.
+# Of the memory that there is, the share that predictions may fill: they are a few percent high, heaps have holes.
+MARGIN = 0.9
+# The backward pass of a block holds, beside what was saved, about four arrays of its widest intermediate result at once.
 BACKWARD_ARRAYS = 4
 # Scores, their softmax, its gradient and one temporary: (B, B) float32 each.
 LOSS_MATRICES = 4
@@ -74,7 +76,9 @@ def measure_step_memory(encoder: Any, embed: Callable[[int, int], Tensor], lengt
     per_token = (large - small) / (2 * length)
     layers, width = encoder.config.num_hidden_layers, encoder.config.hidden_size
     fixed = small - per_token * length
-    workspace = BACKWARD_ARRAYS * encoder.config.intermediate_size * 4
+    # Attention written out (packing.py, on a CPU with dropout) holds arrays of scores, heads × length numbers a token.
+    scores = encoder.config.num_attention_heads * length if _writes_attention_out(encoder) else 0
+    workspace = BACKWARD_ARRAYS * max(encoder.config.intermediate_size, scores) * 4
     if checkpointing:
         workspace += per_token / layers
         per_token = layers * width * 4
@@ -92,11 +96,16 @@ def measure_step_memory(encoder: Any, embed: Callable[[int, int], Tensor], lengt
 
 def available_bytes(memory_gb: float, device: torch.device) -> float:
     """The budget of a run: `memory_gb`, or what the GPU has (free, or held by this process) where that is less."""
-    budget = memory_gb * GIGABYTE
+    budget = MARGIN * memory_gb * GIGABYTE
     if device.type != "cuda":
         return budget
     free, _ = torch.cuda.mem_get_info(device)
-    return min(budget, free + torch.cuda.memory_reserved(device) + DEVICE_ALLOWANCE)
+    return min(budget, MARGIN * free + torch.cuda.memory_reserved(device) + DEVICE_ALLOWANCE)
+
+
+def _writes_attention_out(encoder: Any) -> bool:
+    attention = encoder.encoder.layer[0].attention.self
+    return attention.dropout.p > 0 and attention.query.weight.device.type == "cpu"
 
 
 def _saved_bytes(encoder: Any, forward: Callable[[], Tensor]) -> int:

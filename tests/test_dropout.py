@@ -1,0 +1,49 @@
+"""The cheap dropout drops the right share, keeps the mean, and its gradient has the same mask."""
+
+import pytest
+import torch
+
+from trainer.dropout import FastDropout, fast_dropout
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_share_and_mean(p):
+    torch.manual_seed(0)
+    out = fast_dropout(torch.ones(1000, 333), p)
+    dropped = (out == 0).double().mean().item()
+    assert dropped == pytest.approx(p, abs=1 / 256)  # p is rounded to a multiple of 1/256
+    assert out.double().mean().item() == pytest.approx(1, abs=0.01)
+    assert len(out.unique()) == 2
+
+
+def test_every_byte_of_a_draw_has_the_same_chance():
+    torch.manual_seed(0)
+    columns = (fast_dropout(torch.ones(200_000, 8), 0.25) == 0).double().mean(dim=0)
+    assert columns.tolist() == pytest.approx([0.25] * 8, abs=0.006)  # six standard deviations of 200,000 draws
+
+
+def test_gradient_has_the_mask_of_the_output():
+    x = torch.ones(64, 9, requires_grad=True)  # not a multiple of eight values
+    out = fast_dropout(x, 0.5)
+    out.sum().backward()
+    torch.testing.assert_close(x.grad, out.detach())
+
+
+def test_the_generator_decides_the_mask():
+    x = torch.ones(100)
+    torch.manual_seed(1)
+    first, second = fast_dropout(x, 0.5), fast_dropout(x, 0.5)
+    torch.manual_seed(1)
+    assert torch.equal(fast_dropout(x, 0.5), first) and not torch.equal(first, second)
+
+
+def test_the_module_is_silent_in_evaluation_and_at_zero():
+    x = torch.ones(100)
+    assert FastDropout(0.5).eval()(x) is x
+    assert FastDropout(0.0)(x) is x
+    assert (FastDropout(0.5)(x) == 0).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_number_formats_stay(dtype):
+    assert fast_dropout(torch.ones(10, dtype=dtype), 0.1).dtype == dtype
