@@ -5,7 +5,7 @@
         batch["query"]["input_ids"], batch["passage"]["input_ids"]   # (B, Lq), (B, Lp)
         batch["mask"]                                                # (B, B): pairs that are no negatives
 
-torch is imported where it is needed, so this module comes without it.
+torch and numpy are imported where they are needed: the processes that load files import this package too.
 """
 
 import logging
@@ -13,11 +13,10 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from dataloader.loader import DatasetError
 
 if TYPE_CHECKING:
+    import numpy as np
     from sentence_transformers import InputExample
     from torch.utils.data import DataLoader
 
@@ -31,8 +30,10 @@ def collate_input_examples(batch: list["InputExample"]) -> list["InputExample"]:
     return batch
 
 
-def identical_passages(texts: Sequence[str]) -> np.ndarray:
+def identical_passages(texts: Sequence[str]) -> "np.ndarray":
     """(B, B) bool: True for i ≠ j with one text in both places: not negatives of each other."""
+    import numpy as np
+
     seen: dict[str, int] = {}
     number = np.array([seen.setdefault(text, len(seen)) for text in texts], dtype=np.int64)
     same = number[:, None] == number[None, :]
