@@ -129,7 +129,7 @@ def _is_archive(path: Path) -> bool:
     return path.suffix.lower() == ".zip" and path.is_file()
 
 
-def _archive_of(path: Path) -> Path | None:
+def archive_of(path: Path) -> Path | None:
     """The archive that a path leads into, or None for an ordinary path."""
     return next((parent for parent in path.parents if _is_archive(parent)), None)
 
@@ -154,7 +154,7 @@ def _infos(archive: Path) -> dict[Path, zipfile.ZipInfo]:
 
 def _unpacked_places(path: Path) -> list[Path]:
     """Where the file at a path in an archive lies once unpacked beside it; for an ordinary path, the path."""
-    archive = _archive_of(path)
+    archive = archive_of(path)
     if archive is None:
         return [path]
     name, folder = path.relative_to(archive), archive.with_suffix("")
@@ -165,7 +165,7 @@ def _unpacked_places(path: Path) -> list[Path]:
 def _size(path: Path) -> int:
     """Bytes of a file, also of one in an archive; 0 where that cannot be told."""
     try:
-        archive = _archive_of(path)
+        archive = archive_of(path)
         return path.stat().st_size if archive is None else _infos(archive)[path].file_size
     except (OSError, zipfile.BadZipFile, KeyError):
         return 0
@@ -173,7 +173,7 @@ def _size(path: Path) -> int:
 
 def _read(path: Path) -> bytes:
     """The content of a file, also of one in an archive."""
-    archive = _archive_of(path)
+    archive = archive_of(path)
     if archive is None and not _is_archive(path):
         return path.read_bytes()
     try:
