@@ -33,6 +33,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -84,12 +85,13 @@ def get_all_json_files(root: str | Path) -> list[Path]:
     if root.is_file():
         return sorted(_members(root), key=_natural_order) if _is_archive(root) else [root]
     for names in (_TRAIN, _DEV, "*"):
-        files = _visible(root.glob("*.json" if names == "*" else f"{names}/*.json"))
-        archived = [member for archive in _visible(root.glob(f"{names}.zip")) for member in _members(archive)]
+        folders = [root] if names == "*" else _named(root, names)
+        files = [file for folder in folders for file in _visible(_named(folder, "*.json"))]
+        archived = [member for archive in _visible(_named(root, f"{names}.zip")) for member in _members(archive)]
         unpacked = set(files)
         files += [member for member in archived if unpacked.isdisjoint(_unpacked_places(member))]
         if files:
-            if names == _TRAIN and any([*root.glob(f"{_DEV}/*.json"), *root.glob(f"{_DEV}.zip")]):
+            if names == _TRAIN and _named(root, _DEV):
                 logger.info("%s: reading its training files; its development files are left out", root)
             return sorted(files, key=_natural_order)
     raise DatasetError(
@@ -107,6 +109,16 @@ def _existing(root: Path) -> Path:
         f"dataset_root {root} does not exist (looked in {Path.cwd()}). Give the folder that holds"
         f" KorQuAD_2.1_train_00 and its siblings or their archives, a folder of *.json, or one KorQuAD JSON file."
     )
+
+
+def _named(folder: Path, pattern: str) -> list[Path]:
+    """What a folder holds by such a name; an ordinary file holds nothing. A folder that may not be read is an error."""
+    try:
+        return [folder / name for name in os.listdir(folder) if fnmatchcase(name, pattern)]
+    except NotADirectoryError:
+        return []
+    except OSError as error:
+        raise DatasetError(f"{folder}: cannot be read: {error.strerror}") from None
 
 
 def _visible(paths: Iterable[Path]) -> list[Path]:
@@ -179,7 +191,17 @@ def _read(path: Path) -> bytes:
     try:
         return _read_member(archive or path, path)
     except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError) as error:
+        with (archive or path).open("rb") as file:
+            _refuse_pointer(file.read(len(_LFS_POINTER)))
         raise _Misshapen(f"the archive cannot be read ({error}); fetch it again") from None
+
+
+_LFS_POINTER = b"version https://git-lfs"
+
+
+def _refuse_pointer(content: bytes) -> None:
+    if content.startswith(_LFS_POINTER):
+        raise _Misshapen("is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`")
 
 
 def _read_member(archive: Path, path: Path) -> bytes:
@@ -323,8 +345,7 @@ def _parse(content: bytes, shape: Any) -> Any:
 
 
 def _parse_with_reasons(content: bytes, bom: int) -> Any:
-    if content.startswith(b"version https://git-lfs"):
-        raise _Misshapen("is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`")
+    _refuse_pointer(content)
     try:
         text = content[bom:].decode("utf-8")
     except UnicodeDecodeError as error:
