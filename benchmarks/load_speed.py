@@ -93,7 +93,7 @@ def _resident(pid: int | str) -> float:
 
 def _peak(pid: int) -> float:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM"))
+    return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM")), 0.0)
 
 
 def compare(root: Path, workers: int, rounds: int, ways: tuple[str, ...]) -> dict[str, Any]:
