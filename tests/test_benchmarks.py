@@ -36,5 +36,7 @@ def test_loading_is_compared(tmp_path):
     run("make_korquad21.py", str(tmp_path), "--files", "2", "--megabytes", "1")
     result = json.loads(run("load_speed.py", str(tmp_path), "--rounds", "1"))
     assert result["files"] == 2
-    assert all(result[way]["seconds"] > 0 and result[way]["parent_mb"] > 5 for way in ("read", "plain", "pairs", "windows"))
+    assert all(
+        result[way]["seconds"] >= 0 and result[way]["parent_mb"] > 5 for way in ("read", "plain", "pairs", "windows")
+    ), result
     assert result["pairs_times_faster"] > 0
