@@ -19,9 +19,10 @@ from dataloader import (
     build_dataloader,
     clean_html_text,
     collate_input_examples,
-    load_entire_dataset,
+    load_cached_dataset,
     prepare_retrieval_sets,
     prepare_training_data,
+    window_size,
 )
 
 __all__ = ["clean_html_text", "collate_input_examples", "main", "prepare_training_data", "train"]
@@ -32,7 +33,9 @@ logger = logging.getLogger("train")
 def train(config: TrainingConfig) -> None:
     """The main job, from files to a verdict on held-out articles. Raises the errors that `main` turns into messages."""
     # torch and its friends take seconds to import: a wrong option or a missing folder is reported before that.
-    dataset = load_entire_dataset(config.dataset_root, num_workers=config.num_workers, skip_bad_files=config.skip_bad_files)
+    dataset = load_cached_dataset(
+        config.dataset_root, config.num_workers, skip_bad_files=config.skip_bad_files, window=window_size(config)
+    )
 
     from sentence_transformers import SentenceTransformer
     from tqdm.contrib.logging import logging_redirect_tqdm
@@ -53,6 +56,7 @@ def train(config: TrainingConfig) -> None:
     train_examples, _ = prepare_training_data(dataset, config)
     validation = prepare_retrieval_sets(dataset, config, "validation")
     held_out = prepare_retrieval_sets(dataset, config, "held_out")
+    del dataset
 
     # 2. The untouched base model, measured first
     source = resolve_base_model(config.model_name, max_seq_length=config.max_seq_length)

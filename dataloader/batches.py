@@ -5,18 +5,18 @@
         batch["tokens"], batch["lengths"]   # (T,) ids of all 2B texts, B queries and then B passages; (2B,)
         batch["mask"]                       # (B, B): pairs that are no negatives
 
-Texts are tokenised once, ahead of the loop, into compact arrays; a batch is a gather from them.
+Texts are tokenised once, ahead of the loop, into compact arrays; a batch is a gather from them. torch and numpy are imported
+where they are needed: the processes that load files import this package too.
 """
 
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from dataloader.loader import DatasetError
 
 if TYPE_CHECKING:
+    import numpy as np
     from sentence_transformers import InputExample
     from torch.utils.data import DataLoader
 
@@ -30,18 +30,22 @@ def collate_input_examples(batch: list["InputExample"]) -> list["InputExample"]:
     return batch
 
 
-def identical_passages(texts: Sequence[str]) -> np.ndarray:
+def identical_passages(texts: Sequence[str]) -> "np.ndarray":
     """(B, B) bool: True for i ≠ j with one text in both places: not negatives of each other."""
     return _same_off_diagonal(_text_numbers(texts))
 
 
-def _text_numbers(texts: Sequence[str]) -> np.ndarray:
+def _text_numbers(texts: Sequence[str]) -> "np.ndarray":
     """(N,) int64: equal texts get equal numbers."""
+    import numpy as np
+
     seen: dict[str, int] = {}
     return np.array([seen.setdefault(text, len(seen)) for text in texts], dtype=np.int64)
 
 
-def _same_off_diagonal(numbers: np.ndarray) -> np.ndarray:
+def _same_off_diagonal(numbers: "np.ndarray") -> "np.ndarray":
+    import numpy as np
+
     same = numbers[:, None] == numbers[None, :]
     np.fill_diagonal(same, False)
     return same
@@ -59,6 +63,8 @@ class TokenisedPairs:
     """
 
     def __init__(self, examples: Sequence["InputExample"], tokenizer: Any, max_seq_length: int):
+        import numpy as np
+
         queries, passages = (list(side) for side in zip(*(example.texts for example in examples), strict=True))
         self._count = len(queries)
         rows = _token_ids(queries + passages, tokenizer, max_seq_length)
@@ -75,6 +81,7 @@ class TokenisedPairs:
 
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
         """`{"tokens": (T,) int32, "lengths": (2B,) int64, "mask": (B, B) bool}` of B pairs; see the module."""
+        import numpy as np
         import torch
 
         pairs = np.asarray(indices)

@@ -9,8 +9,9 @@ neither.
 """
 
 import re
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from turbohtml import TokenType, tokenize
 
@@ -33,7 +34,11 @@ _TEXT, _START, _END = TokenType.TEXT, TokenType.START_TAG, TokenType.END_TAG
 _TAG = re.compile(r"<[a-zA-Z/!?]")
 _REFERENCE = re.compile(r"&#?[0-9a-zA-Z]*;?")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_WORD = re.compile(r"\S+")
+_RARE = re.compile("[\u1100-\u11ff\ud800-\udfff]")  # what makes a text need more than white space put in order
+# Hangul as letters (U+1100 ...), with the syllable before them that they may complete. No other script is recomposed:
+# sorting its combining marks, as normalisation does, takes quadratic time on a long run of them; letters are not sorted.
+_HANGUL_LETTERS = re.compile("[\uac00-\ud7a3]?[\u1100-\u11ff]+")
+_HANGUL = re.compile("[\uac00-\ud7a3\u1100-\u11ff]+")
 
 
 def clean_html_text(text: str) -> str:
@@ -43,36 +48,49 @@ def clean_html_text(text: str) -> str:
     inline tags join words exactly as in the source. DOCTYPE, head, script, style, title and comments go with
     their content; entities are decoded. Runs of white space become one space, blank lines vanish, the ends
     are stripped. In a text with markup a line break of the source is white space, as HTML has it; a text
-    without any keeps its lines, so the result is a fixed point unless entities decoded to markup. NUL
+    without any keeps its lines. Hangul written as letters (NFD, as macOS has it) becomes syllables (NFC). NUL
     characters are removed and lone surrogates become U+FFFD, so the result can always be encoded. Time is
     linear in the length of any input.
+
+    The result is text, not HTML: no tag of the source is in it, and what looks like one was written with
+    entities (`&lt;b&gt;` shows `<b>`) or put together from pieces of broken markup. As text it is final:
+    escaped, it cleans to itself, `clean_html_text(html.escape(result)) == result`. Unescaped it does too,
+    `clean_html_text(result) == result`, unless it holds what looks like a tag or an entity: clean only once.
     """
     return _tidy(_visible_text(text))
 
 
-def clean_html_with_spans(html: str, spans: Sequence[tuple[int, int]]) -> tuple[str, list[tuple[int, int] | None]]:
+def clean_html_with_spans(
+    html: str, spans: Sequence[tuple[int, int]], has_markup: bool | None = None
+) -> tuple[str, list[tuple[int, int] | None]]:
     """Clean `html` and say where given character spans of it lie in the result.
 
     Returns `(clean_html_text(html), places)`: one `(start, end)` for each span of the source, in characters
     of the cleaned text, without white space at its ends; None where nothing of the span is left or where it
     begins or ends in content that is dropped. A boundary inside a tag counts as before that tag.
+
+    `has_markup`: whether `html` is part of a text with markup, whose line breaks are white space; None looks
+    at `html` alone.
     """
     # A mark goes through the tokenizer as text: a character that the source lacks around the boundary's number.
     mark = next(char for char in map(chr, range(0xE000, 0x110000)) if char not in html)
     boundaries = [_outside_markup(html, place) for span in spans for place in span]
-    parts = _visible_text(_with_marks(html, boundaries, mark)).split(mark)
-    text = _tidy("".join(parts[::2]))
+    parts = _visible_text(_with_marks(html, boundaries, mark), has_markup).split(mark)
+    raw = "".join(parts[::2])
+    text = _tidy(raw)
     # A mark that is lost stood in dropped content and may have spoiled its end, such as the "-->" of a comment.
-    if len(parts) < 2 * len(boundaries) + 1 and text != (unmarked := clean_html_text(html)):
+    if len(parts) < 2 * len(boundaries) + 1 and text != (unmarked := _tidy(_visible_text(html, has_markup))):
         return unmarked, [None] * len(spans)
 
-    # Tidying moves white space alone: the n-th other character of the raw text is the n-th of the cleaned one.
+    # Tidying moves white space and joins letters of Hangul: the n-th other character of the raw text is the n-th of the
+    # cleaned one, counting letters where there are any.
+    letters = bool(_HANGUL_LETTERS.search(raw))
     counted = 0
     count_at: dict[int, int] = {}
     for piece, number in zip(parts[::2], parts[1::2], strict=False):
-        counted += _count_characters(piece)
+        counted += _count_characters(_as_letters(piece) if letters else piece)
         count_at[int(number)] = counted
-    locate = _Locator(text)
+    locate: Callable[[int], int] = _locate_letters(text) if letters else partial(_locate, text)
     places: list[tuple[int, int] | None] = []
     for index in range(len(spans)):
         first, last = count_at.get(2 * index, 0), count_at.get(2 * index + 1, 0)
@@ -81,11 +99,28 @@ def clean_html_with_spans(html: str, spans: Sequence[tuple[int, int]]) -> tuple[
     return text, places
 
 
-def _visible_text(text: str) -> str:
+def has_markup(text: str) -> bool:
+    """Whether a text holds what a browser reads as a tag, a comment or a declaration."""
+    return bool(_TAG.search(text))
+
+
+def compose_hangul(text: str) -> str:
+    """The text with Hangul letters (NFD) joined to syllables (NFC); everything else stays as it is."""
+    if text.isascii():
+        return text
+    return _HANGUL_LETTERS.sub(lambda letters: unicodedata.normalize("NFC", letters.group()), text)
+
+
+def _as_letters(text: str) -> str:
+    return _HANGUL.sub(lambda syllables: unicodedata.normalize("NFD", syllables.group()), text)
+
+
+def _visible_text(text: str, has_markup: bool | None = None) -> str:
     """Text with a line break for each block boundary and a space for each cell's, not yet tidy."""
     if "<" not in text and "&" not in text:
-        return text
-    return "".join(_visible_pieces(text, keep_lines=not _TAG.search(text)))
+        return text.replace("\n", " ") if has_markup else text
+    keep_lines = not (_TAG.search(text) if has_markup is None else has_markup)
+    return "".join(_visible_pieces(text, keep_lines))
 
 
 def _visible_pieces(text: str, keep_lines: bool) -> Iterator[str]:
@@ -108,7 +143,11 @@ def _visible_pieces(text: str, keep_lines: bool) -> Iterator[str]:
 
 
 def _tidy(text: str) -> str:
-    text = _SURROGATE.sub("\ufffd", text.replace("\0", ""))
+    text = text.replace("\0", "")
+    if not text.isascii() and _RARE.search(text):
+        text = compose_hangul(_SURROGATE.sub("\ufffd", text))
+    if "\n" not in text:
+        return " ".join(text.split())
     lines = (" ".join(line.split()) for line in text.split("\n"))
     return "\n".join(line for line in lines if line)
 
@@ -138,18 +177,16 @@ def _with_marks(html: str, boundaries: list[int], mark: str) -> str:
     return "".join([*pieces, html[done:]])
 
 
-class _Locator:
-    """Where the n-th character that is not white space stands in a text."""
+def _locate(text: str, number: int) -> int:
+    """Where the n-th character that is not white space stands in a tidy text."""
+    counted, place = 0, number
+    while counted < place:  # each step counts the white space that the last one moved over
+        moved = text.count(" ", counted, place) + text.count("\n", counted, place)
+        counted, place = place, place + moved
+    return place if not text[place].isspace() else place + 1
 
-    def __init__(self, text: str):
-        self._starts: list[int] = []
-        self._counts: list[int] = []  # such characters before each word
-        count = 0
-        for word in _WORD.finditer(text):
-            self._starts.append(word.start())
-            self._counts.append(count)
-            count += len(word.group())
 
-    def __call__(self, number: int) -> int:
-        word = bisect_right(self._counts, number) - 1
-        return self._starts[word] + number - self._counts[word]
+def _locate_letters(text: str) -> Callable[[int], int]:
+    """As `_locate` in `text`, each syllable of Hangul counted as its two or three letters."""
+    owners = [i for i, character in enumerate(text) if not character.isspace() for _ in _as_letters(character)]
+    return owners.__getitem__

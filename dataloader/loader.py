@@ -1,10 +1,13 @@
 """KorQuAD files to articles, in parallel worker processes.
 
     from dataloader import load_entire_dataset
-    dataset = load_entire_dataset("data/KorQuAD")          # or one JSON file, KorQuAD 1.0 or 2.1
+    dataset = load_entire_dataset("data/KorQuAD")          # or one JSON file or archive, KorQuAD 1.0 or 2.1
     dataset["total_articles"], dataset["total_qas"]
+    load_entire_dataset("data/KorQuAD", fields="windows")  # what training reads: a fraction of the time and memory
 
-Both published shapes become one. An article is
+Published archives are read as they are; a file in one has the path `KorQuAD_2.1_train_00.zip/korquad2.1_train_00.json`.
+With `fields`, workers decode no more than is asked for and return PreparedArticles (dataloader/prepare.py). Without, both
+published shapes become one. An article is
 
     {"title": str, "url": str,
      "context": str,            # KorQuAD 2.1: the page (HTML); 1.0: "" (its paragraphs stand in "paragraphs")
@@ -23,20 +26,34 @@ import os
 import re
 import sys
 import types
-from collections.abc import Iterator, Sequence
+import unicodedata
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
+
+import msgspec
+
+from dataloader.prepare import DEFAULT_WINDOW, prepare_article
 
 logger = logging.getLogger(__name__)
 
 # Below this many bytes in all, starting worker processes takes longer than reading the files.
 SMALL_JOB_BYTES = 20_000_000
 
-_TRAIN_FOLDERS = "KorQuAD_2.1_train_*/*.json"
-_DEV_FOLDERS = "KorQuAD_2.1_dev_*/*.json"
+# Everything that a file holds, but for the second copy of each page.
+WHOLE = "all"
+
+# Folders of JSON files and the archives beside them, in the order in which they are looked for.
+_TRAIN, _DEV = "KorQuAD_2.1_train_*", "KorQuAD_2.1_dev_*"
+# A member of an archive is refused where it is larger than this and would grow by more than that on reading: KorQuAD's
+# grow by ten, a bomb by a thousand.
+_SUSPECT_BYTES, _SUSPECT_RATIO = 200_000_000, 200
 
 
 class DatasetError(ValueError):
@@ -55,73 +72,300 @@ class _Misshapen(ValueError):
 
 
 def get_all_json_files(root: str | Path) -> list[Path]:
-    """The JSON files of a dataset in natural order (2 before 10).
+    """The JSON files of a dataset, in folders and in archives, in natural order (2 before 10).
 
-    `root` is one JSON file, a folder that holds `KorQuAD_2.1_train_*/*.json` (or, where it has none of these,
-    `KorQuAD_2.1_dev_*/*.json`), or a folder of `*.json`. Training folders are never mixed with development
-    folders.
+    `root` is one JSON file or .zip archive, a folder that holds `KorQuAD_2.1_train_*/*.json` or
+    `KorQuAD_2.1_train_*.zip` (or, where it has none of these, the same with `dev`), or a folder of `*.json` and
+    `*.zip`. Training files are never mixed with development files. Of an archive and what was unpacked from it
+    beside it, each member counts once: the unpacked file. Inside an archive, a path continues: `a.zip/b.json`.
 
     Raises FileNotFoundError where `root` does not exist and DatasetError where it holds no JSON file.
     """
-    root = Path(root)
-    if not root.exists():
-        raise FileNotFoundError(
-            f"dataset_root {root} does not exist (looked in {Path.cwd()}). Give the folder that holds"
-            f" KorQuAD_2.1_train_00 and its siblings, a folder of *.json, or one KorQuAD JSON file."
-        )
+    root = _existing(Path(root))
     if root.is_file():
-        return [root]
-    for pattern in (_TRAIN_FOLDERS, _DEV_FOLDERS, "*.json"):
-        files = [path for path in root.glob(pattern) if path.is_file() and not path.name.startswith(".")]
+        return sorted(_members(root), key=_natural_order) if _is_archive(root) else [root]
+    for names in (_TRAIN, _DEV, "*"):
+        folders = [root] if names == "*" else _named(root, names)
+        files = [file for folder in folders for file in _visible(_named(folder, "*.json"))]
+        archived = [member for archive in _visible(_named(root, f"{names}.zip")) for member in _members(archive)]
+        unpacked = set(files)
+        files += [member for member in archived if unpacked.isdisjoint(_unpacked_places(member))]
         if files:
-            if pattern == _TRAIN_FOLDERS and any(root.glob(_DEV_FOLDERS)):
-                logger.info("%s: reading its training folders; its development folders are left out", root)
+            if names == _TRAIN and _named(root, _DEV):
+                logger.info("%s: reading its training files; its development files are left out", root)
             return sorted(files, key=_natural_order)
     raise DatasetError(
-        f"no JSON file in {root}: looked for {_TRAIN_FOLDERS}, {_DEV_FOLDERS} and *.json."
-        f" Unpack the archives there, or give the folder that holds the files."
+        f"no JSON file in {root}: looked for {_TRAIN}/*.json, {_DEV}/*.json, *.json and archives (.zip) of them."
+        f" Put the published archives there, or give the folder that holds the files."
     )
 
 
+def _existing(root: Path) -> Path:
+    """`root`, or the path on disk that differs from it in the writing of Hangul alone (macOS writes NFD)."""
+    for path in (root, *(Path(unicodedata.normalize(form, str(root))) for form in ("NFC", "NFD"))):
+        if path.exists():
+            return path
+    raise FileNotFoundError(
+        f"dataset_root {root} does not exist (looked in {Path.cwd()}). Give the folder that holds"
+        f" KorQuAD_2.1_train_00 and its siblings or their archives, a folder of *.json, or one KorQuAD JSON file."
+    )
+
+
+def _named(folder: Path, pattern: str) -> list[Path]:
+    """What a folder holds by such a name; an ordinary file holds nothing. A folder that may not be read is an error."""
+    try:
+        return [folder / name for name in os.listdir(folder) if fnmatchcase(name, pattern)]
+    except NotADirectoryError:
+        return []
+    except OSError as error:
+        raise DatasetError(f"{folder}: cannot be read: {error.strerror}") from None
+
+
+def _visible(paths: Iterable[Path]) -> list[Path]:
+    return [path for path in paths if path.is_file() and not path.name.startswith(".")]
+
+
 def _natural_order(path: Path) -> list[tuple[int, int, str]]:
-    """Sort key that compares runs of digits as numbers; the text itself decides between 01 and 1."""
-    parts = re.split(r"([0-9]+)", str(path))
+    """Sort key that compares runs of digits as numbers; the text itself decides between 01 and 1.
+
+    A file in an archive sorts as if unpacked to the archive's folder of the same name.
+    """
+    parts = re.split(r"([0-9]+)", str(_unpacked_places(path)[0]))
     return [(1, int(part), part) if part.isdecimal() else (0, 0, part) for part in parts]
+
+
+# --- archives -----------------------------------------------------------------------------------------------
+
+
+def _is_archive(path: Path) -> bool:
+    return path.suffix.lower() == ".zip" and path.is_file()
+
+
+def archive_of(path: Path) -> Path | None:
+    """The archive that a path leads into, or None for an ordinary path."""
+    return next((parent for parent in path.parents if _is_archive(parent)), None)
+
+
+def _members(archive: Path) -> list[Path]:
+    """The JSON files in an archive; the archive itself where it cannot be read, so that loading it says why."""
+    try:
+        infos = _infos(archive)
+    except (OSError, zipfile.BadZipFile):
+        return [archive]
+    members = [path for path in infos if path.suffix.lower() == ".json" and not path.name.startswith(".")]
+    members = [path for path in members if "__MACOSX" not in path.parts]
+    if not members:
+        logger.warning("%s holds no JSON file: left out", archive)
+    return members
+
+
+def _infos(archive: Path) -> dict[Path, zipfile.ZipInfo]:
+    with zipfile.ZipFile(archive) as opened:
+        return {Path(f"{archive}/{info.filename}"): info for info in opened.infolist() if not info.is_dir()}
+
+
+def _unpacked_places(path: Path) -> list[Path]:
+    """Where the file at a path in an archive lies once unpacked beside it; for an ordinary path, the path."""
+    archive = archive_of(path)
+    if archive is None:
+        return [path]
+    name, folder = path.relative_to(archive), archive.with_suffix("")
+    own = name.relative_to(folder.name) if name.parts[0] == folder.name and len(name.parts) > 1 else name
+    return [folder / own, folder / name, archive.parent / name]
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, also of one in an archive; 0 where that cannot be told."""
+    try:
+        archive = archive_of(path)
+        return path.stat().st_size if archive is None else _infos(archive)[path].file_size
+    except (OSError, zipfile.BadZipFile, KeyError):
+        return 0
+
+
+# In a worker process: what its last file was read into. The memory of 134 MB takes longer to get than to fill.
+_buffer: bytearray | None = None
+
+
+def _keep_buffer() -> None:
+    global _buffer
+    _buffer = bytearray()
+
+
+def _read_again(path: Path, buffer: bytearray) -> memoryview:
+    with path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        if len(buffer) < size:
+            buffer.extend(bytes(size - len(buffer)))
+        view, filled = memoryview(buffer)[:size], 0
+        while filled < size and (count := file.readinto(view[filled:])):
+            filled += count
+    return view[:filled]
+
+
+def _read(path: Path) -> bytes | memoryview:
+    """The content of a file, also of one in an archive."""
+    archive = archive_of(path)
+    if archive is None and not _is_archive(path):
+        return path.read_bytes() if _buffer is None else _read_again(path, _buffer)
+    try:
+        return _read_member(archive or path, path)
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError) as error:
+        with (archive or path).open("rb") as file:
+            _refuse_pointer(file.read(len(_LFS_POINTER)))
+        raise _Misshapen(f"the archive cannot be read ({error}); fetch it again") from None
+
+
+_LFS_POINTER = b"version https://git-lfs"
+
+
+def _refuse_pointer(content: bytes) -> None:
+    if content.startswith(_LFS_POINTER):
+        raise _Misshapen("is a Git LFS pointer, not the file itself; fetch it with `python -m dataloader.download`")
+
+
+def _read_member(archive: Path, path: Path) -> bytes:
+    with zipfile.ZipFile(archive) as opened:
+        info = _infos(archive).get(path)
+        if info is None:
+            raise FileNotFoundError(path)
+        if info.file_size > max(_SUSPECT_BYTES, _SUSPECT_RATIO * info.compress_size):
+            raise _Misshapen(f"would grow from {info.compress_size:,} to {info.file_size:,} bytes: no KorQuAD file")
+        return opened.read(info)
 
 
 # --- one file -----------------------------------------------------------------------------------------------
 
 
-def load_json_file(path: str | Path, keep_raw_html: bool = False) -> dict[str, Any]:
+def load_json_file(
+    path: str | Path, keep_raw_html: bool = False, fields: str = WHOLE, window: int = DEFAULT_WINDOW
+) -> dict[str, Any]:
     """Read one KorQuAD file: `{"file": str, "version": str, "articles": [...]}` (articles: see the module).
 
-    `raw_html`, KorQuAD 2.1's second copy of each page, is dropped here, in the worker, because nothing reads
-    it; `keep_raw_html` keeps it as the article's "raw_html". A UTF-8 byte-order mark is accepted.
+    `fields` names what the articles hold: "all", or the PreparedArticles of "pairs", "windows" (of `window`
+    characters) or "lengths"; what these do not need is skipped unread, whatever it is. `raw_html`, KorQuAD
+    2.1's second copy of each page, is skipped because nothing reads it; `keep_raw_html` keeps it as the whole
+    article's "raw_html". A UTF-8 byte-order mark is accepted.
 
-    Raises DatasetError naming path and place for what is not UTF-8, not JSON or not KorQuAD's shape, and
-    FileNotFoundError where there is no such file.
+    Raises DatasetError naming path and place for what is not UTF-8, not JSON or not KorQuAD's shape,
+    FileNotFoundError where there is no such file, and ValueError for other `fields`.
     """
+    _check_fields(fields, window)
     path = Path(path)
+    shape = _RawFile if keep_raw_html else _SHAPES[fields]
     try:
-        content = _parse(path.read_bytes())
+        content = _parse(_read(path), shape)
         data = _member(content, "data", list, "$")
         version = content.get("version", "")
         if not isinstance(version, str | int | float):
             raise _Misshapen(f"$.version: is {_kind(version)}, should be text")
-        articles = [_article(item, f"$.data[{i}]", keep_raw_html) for i, item in enumerate(data)]
+        articles: list[Any] = [_article(item, f"$.data[{i}]", keep_raw_html) for i, item in enumerate(data)]
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file; give a KorQuAD JSON file") from None
     except (_Misshapen, OSError) as error:
         raise DatasetError(f"{path}: {_reason(error)}") from None
+    if fields != WHOLE:
+        articles = [prepare_article(article, fields, window) for article in articles]
     return {"file": str(path), "version": str(version), "articles": articles}
 
 
+def _check_fields(fields: str, window: int) -> None:
+    if fields not in _SHAPES:
+        raise ValueError(f"fields is {fields!r}: give one of {', '.join(_SHAPES)}")
+    if window < 1:
+        raise ValueError(f"window is {window}: give 1 character or more")
+
+
 def _reason(error: Exception) -> str:
-    return f"cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
+    return f"cannot be read: {error.strerror or error}" if isinstance(error, OSError) else str(error)
 
 
-def _parse(content: bytes) -> Any:
-    bom = len(codecs.BOM_UTF8) if content.startswith(codecs.BOM_UTF8) else 0
+# What is decoded, for each of `fields`: msgspec skips the keys that a shape does not name. `Any` is looked at by
+# `_article`, which knows how to say what is wrong.
+
+
+class _Answer(TypedDict, total=False):
+    text: Any
+    answer_start: Any
+
+
+_Answers = _Answer | list[_Answer | str] | str
+
+
+class _Question(TypedDict, total=False):
+    id: Any
+    question: Any
+    answer: _Answers
+    answers: _Answers
+
+
+class _PairsParagraph(TypedDict, total=False):
+    qas: list[_Question]
+
+
+class _Paragraph(_PairsParagraph, total=False):
+    context: Any
+
+
+class _PairsArticle(TypedDict, total=False):
+    title: Any
+    qas: list[_Question]
+    paragraphs: list[_PairsParagraph]
+
+
+class _PageArticle(TypedDict, total=False):
+    title: Any
+    context: Any
+    qas: list[_Question]
+    paragraphs: list[_Paragraph]
+
+
+class _WholeArticle(TypedDict, total=False):
+    title: Any
+    url: Any
+    context: Any
+    qas: Any
+    paragraphs: Any
+
+
+class _RawArticle(_WholeArticle, total=False):
+    raw_html: Any
+
+
+class _PairsFile(TypedDict, total=False):
+    version: Any
+    data: list[_PairsArticle]
+
+
+class _PageFile(TypedDict, total=False):
+    version: Any
+    data: list[_PageArticle]
+
+
+class _WholeFile(TypedDict, total=False):
+    version: Any
+    data: list[_WholeArticle]
+
+
+class _RawFile(TypedDict, total=False):
+    version: Any
+    data: list[_RawArticle]
+
+
+_SHAPES: dict[str, Any] = {WHOLE: _WholeFile, "pairs": _PairsFile, "windows": _PageFile, "lengths": _PageFile}
+
+
+def _parse(content: bytes | memoryview, shape: Any) -> Any:
+    """Decode what `shape` names. What the fast decoder refuses, Python's own takes or names line and column."""
+    bom = len(codecs.BOM_UTF8) if content[:3] == codecs.BOM_UTF8 else 0
+    try:
+        return msgspec.json.decode(memoryview(content)[bom:], type=shape)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return _parse_with_reasons(bytes(content), bom)
+
+
+def _parse_with_reasons(content: bytes, bom: int) -> Any:
+    _refuse_pointer(content)
     try:
         text = content[bom:].decode("utf-8")
     except UnicodeDecodeError as error:
@@ -240,6 +484,8 @@ def load_files_parallel(
     num_workers: int | None = None,
     verbose: bool = True,
     skip_bad_files: bool = False,
+    fields: str = WHOLE,
+    window: int = DEFAULT_WINDOW,
 ) -> list[dict[str, Any]]:
     """Load files in worker processes; the results of `load_json_file` in the order of `files`.
 
@@ -253,12 +499,14 @@ def load_files_parallel(
     """
     if num_workers is not None and num_workers < 0:
         raise ValueError(f"num_workers is {num_workers}: give 0 or more, or None for all processors")
+    _check_fields(fields, window)
     paths = [Path(file) for file in files]
     workers = min(_processors() if num_workers is None else num_workers, len(paths))
-    if _total_bytes(paths) < SMALL_JOB_BYTES:
+    if total_bytes(paths) < SMALL_JOB_BYTES:
         workers = 1
+    asked = {} if fields == WHOLE else {"fields": fields, "window": window}
     with _progress(len(paths), verbose) as bar:
-        results = _load_in_pool(paths, workers, bar) if workers > 1 else _load_here(paths, bar)
+        results = _load_in_pool(paths, asked, workers, bar) if workers > 1 else _load_here(paths, asked, bar)
     broken = [result["skipped"] for result in results if "skipped" in result]
     if broken:
         listed = "\n  ".join([f"{len(broken)} of {len(paths)} files cannot be used:", *broken])
@@ -268,26 +516,26 @@ def load_files_parallel(
     return results
 
 
-def _load_or_explain(file: Path) -> dict[str, Any]:
+def _load_or_explain(file: Path, **asked: Any) -> dict[str, Any]:
     """What a worker runs. A broken file becomes a value, so that one file cannot stop the others."""
     try:
-        return load_json_file(file)
+        return load_json_file(file, **asked)
     except (DatasetError, FileNotFoundError) as error:
         return {"file": str(file), "version": "", "articles": [], "skipped": str(error)}
 
 
-def _load_here(files: list[Path], bar: Any) -> list[dict[str, Any]]:
+def _load_here(files: list[Path], asked: dict[str, Any], bar: Any) -> list[dict[str, Any]]:
     results = []
     for file in files:
-        results.append(_load_or_explain(file))
+        results.append(_load_or_explain(file, **asked))
         bar.update()
     return results
 
 
-def _load_in_pool(files: list[Path], workers: int, bar: Any) -> list[dict[str, Any]]:
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+def _load_in_pool(files: list[Path], asked: dict[str, Any], workers: int, bar: Any) -> list[dict[str, Any]]:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_keep_buffer) as pool:
         with _plain_main_module():
-            futures = [pool.submit(_load_or_explain, file) for file in files]
+            futures = [pool.submit(_load_or_explain, file, **asked) for file in files]
         try:
             for future in as_completed(futures):
                 future.result()
@@ -329,14 +577,27 @@ def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _total_bytes(files: list[Path]) -> int:
-    return sum(file.stat().st_size for file in files if file.exists())
+def total_bytes(files: Sequence[Path]) -> int:
+    """Bytes of the files once unpacked, members of archives included."""
+    return sum(_size(file) for file in files)
 
 
 def _progress(total: int, verbose: bool) -> Any:
+    if not verbose or total < 2:
+        return _NoProgress()
     from tqdm.auto import tqdm
 
-    return tqdm(total=total, desc="Loading", unit="file", disable=not verbose or total < 2)
+    return tqdm(total=total, desc="Loading", unit="file")
+
+
+class _NoProgress(nullcontext):
+    """In place of a progress bar, whose import takes a tenth of a second."""
+
+    def __enter__(self) -> "_NoProgress":
+        return self
+
+    def update(self) -> None:
+        """Nothing to show."""
 
 
 # --- the whole dataset --------------------------------------------------------------------------------------
@@ -366,18 +627,31 @@ def load_entire_dataset(
     num_workers: int | None = None,
     verbose: bool = True,
     skip_bad_files: bool = False,
+    fields: str = WHOLE,
+    window: int = DEFAULT_WINDOW,
 ) -> dict[str, Any]:
     """Find, load and join all files under `dataset_root`: the dict of `accumulate_all_data`.
 
-    The result is the same whatever the number of workers. `verbose` shows a progress bar and logs the totals.
-    Raises what `get_all_json_files` and `load_files_parallel` raise.
+    `fields` says what the caller needs of each article: "all" (the default), or what dataloader/prepare.py
+    prepares in the workers: "pairs", "windows" (of at most `window` characters) or "lengths"; the dict then
+    has `fields`, and `window` for windows. dataloader/cache.py keeps such a dataset on disk.
+
+    The result is the same whatever the number of workers, from folders or from archives. `verbose` shows a
+    progress bar and logs the totals. Raises what `get_all_json_files` and `load_files_parallel` raise.
     """
     files = get_all_json_files(dataset_root)
-    dataset = accumulate_all_data(load_files_parallel(files, num_workers, verbose, skip_bad_files))
+    results = load_files_parallel(files, num_workers, verbose, skip_bad_files, fields, window)
+    dataset = accumulate_all_data(results)
+    if fields != WHOLE:
+        dataset["fields"] = fields
+    if fields == "windows":
+        dataset["window"] = window
     if verbose:
-        logger.info(
-            "%s: %s files, %s articles, %s question-answer pairs",
-            dataset_root,
-            *(f"{dataset[name]:,}" for name in ("total_files", "total_articles", "total_qas")),
-        )
+        log_totals(dataset_root, dataset)
     return dataset
+
+
+def log_totals(dataset_root: str | Path, dataset: dict[str, Any]) -> None:
+    """Log how many files, articles and pairs a dataset has."""
+    totals = (f"{dataset[name]:,}" for name in ("total_files", "total_articles", "total_qas"))
+    logger.info("%s: %s files, %s articles, %s question-answer pairs", dataset_root, *totals)

@@ -11,9 +11,8 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from config import PASSAGE_PREFIX, QUERY_PREFIX
-from dataloader.cleaning import clean_html_text, clean_html_with_spans
 from dataloader.loader import DatasetError
+from dataloader.prepare import PreparedArticle, is_prepared, prepare_article
 
 if TYPE_CHECKING:
     from sentence_transformers import InputExample
@@ -76,7 +75,7 @@ def split_articles(n_articles: int, config: "TrainingConfig") -> tuple[list[int]
 # --- training pairs -----------------------------------------------------------------------------------------
 
 
-def extract_pairs(articles: Sequence[dict], indices: Sequence[int], limit: int = 0) -> tuple[list[Pair], PairCounts]:
+def extract_pairs(articles: Sequence[Any], indices: Sequence[int], limit: int = 0) -> tuple[list[Pair], PairCounts]:
     """The cleaned pairs of the articles at `indices`, in that order; at most the first `limit` (0 = all).
 
     A question with several answers is paired with the first that is not empty. What is empty after cleaning
@@ -84,18 +83,19 @@ def extract_pairs(articles: Sequence[dict], indices: Sequence[int], limit: int =
     """
     pairs: list[Pair] = []
     questions = empty_question = empty_answer = 0
-    for index, qa in _questions(articles, indices):
+    for index, article in zip(indices, _prepared(articles, indices, "pairs"), strict=True):
+        for qa in article["qas"]:
+            if limit and len(pairs) == limit:
+                break
+            questions += 1
+            if qa["question"] and qa["answers"]:
+                pairs.append(Pair(qa["id"], qa["question"], qa["answers"][0], index))
+            elif not qa["question"]:
+                empty_question += 1
+            else:
+                empty_answer += 1
         if limit and len(pairs) == limit:
             break
-        questions += 1
-        question = clean_html_text(qa["question"])
-        answer = next(iter(_clean_answers(qa)), "")
-        if question and answer:
-            pairs.append(Pair(qa["id"], question, answer, index))
-        elif not question:
-            empty_question += 1
-        else:
-            empty_answer += 1
     if empty_question or empty_answer:
         logger.warning(
             "of %d questions, %d have no text after cleaning and %d have no answer text: left out",
@@ -133,30 +133,24 @@ def prepare_training_data(
 def _examples(pairs: Sequence[Pair]) -> list["InputExample"]:
     from sentence_transformers import InputExample
 
+    from config import PASSAGE_PREFIX, QUERY_PREFIX
+
     return [InputExample(texts=[QUERY_PREFIX + pair.question, PASSAGE_PREFIX + pair.answer]) for pair in pairs]
 
 
-def _questions(articles: Sequence[dict], indices: Sequence[int]) -> Iterator[tuple[int, dict]]:
+def _prepared(articles: Sequence[Any], indices: Sequence[int], fields: str, window: int = 0) -> Iterator[PreparedArticle]:
+    """The articles at `indices`; those that were loaded whole are prepared here."""
     for index in indices:
-        for qa in articles[index]["qas"]:
-            yield index, qa
-
-
-def _answers(qa: dict) -> list[dict | str]:
-    return qa["answer"] if isinstance(qa["answer"], list) else [qa["answer"]]
-
-
-def _source_text(answer: dict | str) -> str:
-    return answer if isinstance(answer, str) else answer["text"]
-
-
-def _clean_answers(qa: dict) -> Iterator[str]:
-    """The question's answers that have text, cleaned, one at a time."""
-    cleaned = (clean_html_text(_source_text(answer)) for answer in _answers(qa))
-    return (text for text in cleaned if text)
+        article = articles[index]
+        yield article if is_prepared(article) else prepare_article(article, fields, window)
 
 
 # --- retrieval sets -----------------------------------------------------------------------------------------
+
+
+def window_size(config: "TrainingConfig") -> int:
+    """Characters of a window of text that the model reads nearly always whole."""
+    return int(CHARACTERS_PER_TOKEN * config.max_seq_length)
 
 
 def prepare_retrieval_sets(dataset: dict[str, Any], config: "TrainingConfig", part: str) -> dict[str, RetrievalSet]:
@@ -172,14 +166,20 @@ def prepare_retrieval_sets(dataset: dict[str, Any], config: "TrainingConfig", pa
     text centred on each answer. Questions without a place for the answer have no paragraph: they are counted and
     logged. A task without any query, such as those of an empty part, is left out, and this is logged.
 
-    Raises ValueError for another `part`.
+    `dataset` was loaded whole, or with fields="windows" and window=window_size(config). Raises DatasetError where
+    it holds no windows or windows of another size, ValueError for another `part`.
     """
     _, val, held_out = split_articles(len(dataset["articles"]), config)
     parts = {"validation": val, "held_out": held_out}
     if part not in parts:
         raise ValueError(f"part is {part!r}: give one of {', '.join(parts)}")
     articles = dataset["articles"]
-    window = int(CHARACTERS_PER_TOKEN * config.max_seq_length)
+    window = window_size(config)
+    if dataset.get("window", window) != window:
+        raise DatasetError(
+            f"the dataset was loaded with windows of {dataset['window']} characters, but max_seq_length"
+            f" {config.max_seq_length} asks for {window}: load_entire_dataset(..., window=window_size(config))"
+        )
     tasks = {
         "answers": _answer_set(articles, parts[part]),
         "paragraphs": _paragraph_set(articles, parts[part], window),
@@ -212,90 +212,30 @@ class _SetBuilder:
         return RetrievalSet(queries, {name: text for text, name in self._documents.items()}, self._relevant)
 
 
-def _answer_set(articles: Sequence[dict], indices: Sequence[int]) -> RetrievalSet:
+def _answer_set(articles: Sequence[Any], indices: Sequence[int]) -> RetrievalSet:
     builder = _SetBuilder()
-    for _, qa in _questions(articles, indices):
-        question = clean_html_text(qa["question"])
-        for answer in _clean_answers(qa):
-            if question:
-                builder.relate(question, answer)
+    for article in _prepared(articles, indices, "pairs"):
+        for qa in article["qas"]:
+            for answer in qa["answers"] if qa["question"] else []:
+                builder.relate(qa["question"], answer)
     return builder.build()
 
 
-def _paragraph_set(articles: Sequence[dict], indices: Sequence[int], window: int) -> RetrievalSet:
+def _paragraph_set(articles: Sequence[Any], indices: Sequence[int], window: int) -> RetrievalSet:
     builder = _SetBuilder()
     unplaced = 0
-    for article in (articles[index] for index in indices):
-        is_page = bool(article["context"])  # KorQuAD 1.0 has paragraphs instead
-        unplaced += _add_windows(builder, article, window) if is_page else _add_paragraphs(builder, article)
+    for article in _prepared(articles, indices, "windows", window):
+        if "windows" not in article:
+            raise DatasetError(
+                "the dataset was loaded without the text around the answers, which the paragraph task needs:"
+                ' load_entire_dataset(..., fields="windows", window=window_size(config))'
+            )
+        for text in article["windows"]:
+            builder.document(text)
+        for qa in article["qas"]:
+            for number in qa["windows"]:
+                builder.relate(qa["question"], article["windows"][number])
+            unplaced += bool(qa["question"] and not qa["windows"])
     if unplaced:
         logger.warning("%d questions are left out of the paragraph task: no place of their answer", unplaced)
     return builder.build()
-
-
-def _add_paragraphs(builder: _SetBuilder, article: dict) -> int:
-    """KorQuAD 1.0: every paragraph is a document. Returns how many questions have none."""
-    cleaned = {paragraph: clean_html_text(paragraph) for paragraph in article["paragraphs"]}
-    for text in cleaned.values():
-        if text:
-            builder.document(text)
-    unplaced = 0
-    for qa in article["qas"]:
-        question, text = clean_html_text(qa["question"]), cleaned[qa["context"]]
-        if question and text:
-            builder.relate(question, text)
-        unplaced += bool(question and not text)
-    return unplaced
-
-
-def _add_windows(builder: _SetBuilder, article: dict, window: int) -> int:
-    """KorQuAD 2.1: a window of the page around each answer. Returns how many questions have none.
-
-    An answer that lies wholly inside a window already cut from the page shares it: two windows that differ by
-    a few words would be two right answers, of which only one counts.
-    """
-    places = [
-        (number, place)
-        for number, qa in enumerate(article["qas"])
-        for place in (_find(answer, article["context"]) for answer in _answers(qa))
-        if place
-    ]
-    text, spans = clean_html_with_spans(article["context"], [place for _, place in places])
-    windows: list[tuple[int, int]] = []
-    placed = set()
-    for (number, _), span in zip(places, spans, strict=True):
-        question = clean_html_text(article["qas"][number]["question"])
-        if span is None or not question:
-            continue
-        shared = [(start, end) for start, end in windows if start <= span[0] and span[1] <= end]
-        if not shared:
-            windows.append(_window(text, *span, size=window))
-        start, end = (shared or windows[-1:])[0]
-        builder.relate(question, text[start:end])
-        placed.add(number)
-    return sum(1 for n, qa in enumerate(article["qas"]) if n not in placed and clean_html_text(qa["question"]))
-
-
-def _find(answer: dict | str, context: str) -> tuple[int, int] | None:
-    """Where the answer is in its context: at answer_start if that is right, else where it first occurs."""
-    text = _source_text(answer)
-    start = answer.get("answer_start") if isinstance(answer, dict) else None
-    if start is None or start < 0 or not context.startswith(text, start):
-        start = context.find(text)
-    return (start, start + len(text)) if text.strip() and start >= 0 else None
-
-
-def _window(text: str, start: int, end: int, size: int) -> tuple[int, int]:
-    """At most `size` characters of the text centred on `start:end`, cut between words.
-
-    Near an end of the text the window reaches further on the other side. An answer longer than the window
-    gives the answer's beginning.
-    """
-    first = start if end - start >= size else max(0, min(start - (size - (end - start)) // 2, len(text) - size))
-    last = min(first + size, len(text))
-    if first > 0 and not text[first - 1].isspace():
-        first = next((i + 1 for i in range(first, start) if text[i].isspace()), start)
-    if last < len(text) and not text[last].isspace():
-        floor = end if end <= last else first + 1
-        last = next((i for i in range(last - 1, floor - 1, -1) if text[i].isspace()), last)
-    return first, last

@@ -31,6 +31,7 @@ from tokenizers import Tokenizer
 
 from config import PASSAGE_PREFIX, QUERY_PREFIX
 from dataloader import DatasetError, clean_html_text, load_json_file
+from dataloader.loader import total_bytes
 from eda.model_tokenizer import load_tokenizer, token_lengths
 
 logger = logging.getLogger(__name__)
@@ -292,7 +293,7 @@ def measure_files(
     worker process dies.
     """
     workers = min(_processors() if num_workers is None else num_workers, len(files))
-    in_process = workers <= 1 or _total_bytes(files) < SMALL_JOB_BYTES
+    in_process = workers <= 1 or total_bytes(files) < SMALL_JOB_BYTES
     here = (measure_file(file, tokenizer_file) for file in files)
     parts = here if in_process else _in_pool(files, tokenizer_file, workers)
     read: dict[str, Any] = {"files": [], "versions": [], "skipped": []}
@@ -343,10 +344,6 @@ def _begin_worker() -> None:
 def _processors() -> int:
     """Processors this process may use, which a container limits below what the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _total_bytes(files: Sequence[Path]) -> int:
-    return sum(file.stat().st_size for file in files if file.exists())
 
 
 def _progress(parts: Iterable[FileMeasurements], n_files: int, verbose: bool) -> Iterable[FileMeasurements]:

@@ -1,7 +1,9 @@
 """HTML to text: what is kept, what goes, where lines break, hostile input, spans."""
 
+import html
 import re
 import time
+import unicodedata
 
 import pytest
 from hypothesis import example, given, settings
@@ -45,6 +47,8 @@ CASES = {
     "iframe": ("글<iframe><p>말</iframe>", "글"),
     "white space of every kind": ("가\u00a0\u3000\u2003나<i>\t다</i>", "가 나 다"),
     "NUL": ("가\0나<p>\0</p>", "가나"),
+    "Hangul as letters": ("\u1112\u1161\0\u11ab\u1100\u1173\u11af 가\u11a8 <b>\u1100</b>\u1161", "한글 각 가"),
+    "other combining marks stay": ("e\u0301\u0323", "e\u0301\u0323"),
     "lone surrogates": ("가\ud800<b>나\udfff</b>😀", "가\ufffd나\ufffd😀"),
 }
 
@@ -89,6 +93,32 @@ def test_the_result_is_a_fixed_point(source):
         assert clean_html_text(text) == text
 
 
+@settings(max_examples=300, deadline=None)
+@given(HTML)
+def test_the_result_is_text_whose_html_cleans_to_it_again(source):
+    text = clean_html_text(source)
+    assert clean_html_text(html.escape(text, quote=False)) == text
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.text(max_size=8) | TAG.filter(lambda tag: not re.search("script|style|title|head", tag)), max_size=12))
+def test_what_the_page_shows_comes_out_whatever_the_tags_around_it(pieces):
+    source = "<i>" + "".join(piece if TAG_LIKE.fullmatch(piece) else html.escape(piece) for piece in pieces)
+    shown = "".join(piece for piece in pieces if not TAG_LIKE.fullmatch(piece))
+    wanted = "".join(clean_html_text(html.escape(shown)).split())
+    assert "".join(clean_html_text(source).split()) == wanted
+
+
+TAG_LIKE = re.compile("</?[a-z]+( a='>'|/)?>")
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(alphabet="한글 각\u1100\u1161\u11a8<b>\n", max_size=30))
+def test_hangul_as_letters_and_as_syllables_give_one_text(source):
+    letters, syllables = (unicodedata.normalize(form, source) for form in ("NFD", "NFC"))
+    assert clean_html_text(letters) == clean_html_text(syllables)
+
+
 # --- hostile input ---
 
 HOSTILE = {
@@ -105,6 +135,8 @@ HOSTILE = {
     "<a b='": "<a b='",
     "NUL": "\0<p>",
     "surrogates": "\udc00<b>",
+    "letters of Hangul": "\u1100\u1161",
+    "combining marks": "\u0315\u0300",
 }
 
 
@@ -114,6 +146,12 @@ def test_a_megabyte_of_one_thing_takes_a_moment(unit):
     started = time.process_time()
     clean_html_text(source)
     assert time.process_time() - started < 4  # about .3 s; quadratic time would take minutes
+
+
+def test_ten_megabytes_of_less_than():
+    started = time.process_time()
+    assert clean_html_text("<" * 10_000_000).strip("<") == ""
+    assert time.process_time() - started < 20  # about 3 s
 
 
 def test_deep_nests_and_many_names_take_a_moment():
@@ -175,6 +213,12 @@ def test_an_ampersand_does_not_shift_a_span():
 
 def test_private_use_characters_of_the_source_stay():
     assert clean_html_with_spans("\ue000가<b>\ue001</b>", [(1, 2)]) == ("\ue000가\ue001", [(1, 2)])
+
+
+def test_spans_of_hangul_as_letters_are_found():
+    source = unicodedata.normalize("NFD", "<p>한글은 <a>각</a>자 쓴다</p>")
+    wanted = unicodedata.normalize("NFD", "<a>각</a>자")
+    assert places(source, wanted) == ["각자"]
 
 
 @settings(max_examples=300, deadline=None)

@@ -3,8 +3,11 @@
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
+import unicodedata
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from dataloader import (
     load_json_file,
     loader,
 )
+from dataloader.prepare import prepare_article
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -341,6 +345,206 @@ def test_workers_do_not_run_the_calling_script_again(tmp_path, ten_files):
     )
     done = run_python(script)
     assert (done.stdout, done.stderr) == ("10\n", "")
+
+
+# --- what is asked for ---
+
+
+@pytest.mark.parametrize("fields", ["pairs", "windows", "lengths"])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=JSON | st.fixed_dictionaries({"data": st.lists(JSON, max_size=2)}))
+def test_decoding_narrowly_gives_what_decoding_everything_gives(tmp_path, content, fields):
+    path = write(tmp_path / "any.json", content)
+    try:
+        whole = load_json_file(path)["articles"]
+    except DatasetError as error:
+        whole = error
+    try:
+        narrow = load_json_file(path, fields=fields)["articles"]
+    except DatasetError as error:
+        assert str(error) == str(whole)  # the place and the reason are the same
+    else:  # what is not read is not checked either
+        assert isinstance(whole, DatasetError) or narrow == [prepare_article(article, fields) for article in whole]
+
+
+@pytest.mark.parametrize("content", [V1, V2, qa_file(answer=["부산", {"text": "항구"}]), qa_file(id=7, extra={"a": [1]})])
+def test_other_shapes_are_prepared_alike(tmp_path, content):
+    path = write(tmp_path / "x.json", content)
+    for fields in ("pairs", "windows", "lengths"):
+        whole = load_json_file(path)["articles"]
+        assert load_json_file(path, fields=fields)["articles"] == [prepare_article(article, fields) for article in whole]
+
+
+def test_the_dataset_says_what_it_holds(tmp_path):
+    write(tmp_path / "a.json", V2)
+    dataset = load_entire_dataset(tmp_path, verbose=False, fields="windows", window=10)
+    assert (dataset["fields"], dataset["window"], dataset["total_qas"]) == ("windows", 10, 1)
+    assert dataset["articles"][0]["windows"] == ["부산은 항구이다."]
+    assert "fields" not in load_entire_dataset(tmp_path, verbose=False)
+    with pytest.raises(ValueError, match="fields is 'pair': give one of all, pairs, windows, lengths"):
+        load_entire_dataset(tmp_path, fields="pair")
+    with pytest.raises(ValueError, match="window is 0"):
+        load_entire_dataset(tmp_path, fields="windows", window=0)
+
+
+def test_numbers_and_escapes_that_the_fast_decoder_refuses_are_read(tmp_path):
+    path = write(tmp_path / "x.json", b'{"x": NaN, "data": [{"qas": [{"question": "\\ud800?", "answer": "x"}]}]}')
+    for fields in ("all", "pairs"):
+        (article,) = load_json_file(path, fields=fields)["articles"]
+        wanted = {"all": chr(0xD800), "pairs": chr(0xFFFD)}[fields]
+        assert article["qas"][0]["question"] == wanted + "?"
+
+
+# --- archives ---
+
+
+def archive(path: Path, **members: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as opened:
+        for name, content in members.items():
+            opened.writestr(name, content if isinstance(content, bytes) else json.dumps(content))
+    return path
+
+
+def without_paths(dataset: dict) -> dict:
+    return {name: value for name, value in dataset.items() if name != "files"}
+
+
+@pytest.fixture
+def folder_and_zips(tmp_path) -> tuple[Path, Path]:
+    """Six files in three folders, and the same in three archives: with and without a folder inside."""
+    for number in (2, 10, 1):
+        name = f"KorQuAD_2.1_train_{number}"
+        members = {f"{part}.json": one_article(100 * number + part) for part in (10, 9)}
+        for member, content in members.items():
+            write(tmp_path / "folder" / name / member, content)
+        inside = f"{name}/" if number == 2 else ""
+        archive(tmp_path / "zips" / f"{name}.zip", **{inside + member: content for member, content in members.items()})
+    return tmp_path / "folder", tmp_path / "zips"
+
+
+@pytest.mark.parametrize("fields", ["all", "pairs", "windows", "lengths"])
+def test_folders_and_archives_one_worker_and_many_give_one_dataset(folder_and_zips, monkeypatch, fields):
+    monkeypatch.setattr(loader, "SMALL_JOB_BYTES", 0)
+    workers = (1, 3) if fields in ("all", "windows") else (1,)
+    folder, *others = [
+        load_entire_dataset(root, n, verbose=False, fields=fields) for root in folder_and_zips for n in workers
+    ]
+    assert folder["total_files"] == 6
+    assert [article["title"] for article in folder["articles"]] == ["109", "110", "209", "210", "1009", "1010"]
+    assert all(without_paths(other) == without_paths(folder) for other in others)
+
+
+def test_an_archive_and_what_was_unpacked_from_it_count_once(folder_and_zips):
+    folder, zips = folder_and_zips
+    everything = load_entire_dataset(folder, verbose=False)
+    for path in zips.iterdir():
+        path.rename(folder / path.name)
+    assert load_entire_dataset(folder, verbose=False) == everything
+    (folder / "KorQuAD_2.1_train_2" / "9.json").unlink()  # unpacked in part
+    again = load_entire_dataset(folder, verbose=False)
+    assert without_paths(again) == without_paths(everything)
+    assert str(folder / "KorQuAD_2.1_train_2.zip" / "KorQuAD_2.1_train_2" / "9.json") in again["files"]
+
+
+def test_an_archive_unpacked_where_it_lies(tmp_path):
+    archive(tmp_path / "some.zip", **{"a.json": one_article(1), "b.json": one_article(2)})
+    write(tmp_path / "a.json", one_article(1))
+    assert [str(path.relative_to(tmp_path)) for path in get_all_json_files(tmp_path)] == ["a.json", "some.zip/b.json"]
+
+
+def test_an_archive_alone_and_a_file_in_it(tmp_path):
+    members = {"b.json": V1, "a/c.JSON": V2, "__MACOSX/b.json": b"x", "a/._c.json": b"x", "readme.txt": b"x"}
+    path = archive(tmp_path / "x.zip", **members)
+    assert get_all_json_files(path) == [path / "a" / "c.JSON", path / "b.json"]
+    result = load_json_file(path / "b.json")
+    assert (result["file"], len(result["articles"])) == (str(path / "b.json"), 1)
+    with pytest.raises(FileNotFoundError, match=r"gone\.json: no such file"):
+        load_json_file(path / "gone.json")
+
+
+def test_archives_of_training_and_development_are_never_mixed(tmp_path):
+    archive(tmp_path / "KorQuAD_2.1_dev_00.zip", **{"dev.json": one_article(1)})
+    assert len(get_all_json_files(tmp_path)) == 1
+    archive(tmp_path / "KorQuAD_2.1_train_00.zip", **{"train.json": one_article(2)})
+    assert [path.name for path in get_all_json_files(tmp_path)] == ["train.json"]
+
+
+def test_broken_archives_are_named_and_can_be_skipped(tmp_path, monkeypatch):
+    good = archive(tmp_path / "1.zip", **{"good.json": one_article(1)})
+    (tmp_path / "2.zip").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    (tmp_path / "3.zip").write_bytes(good.read_bytes()[:-30])
+    damaged = bytearray(archive(tmp_path / "4.zip", **{"damaged.json": {"data": [str(n) for n in range(500)]}}).read_bytes())
+    damaged[200] ^= 0xFF
+    (tmp_path / "4.zip").write_bytes(damaged)
+    archive(tmp_path / "5.zip", **{"bomb.json": b" " * 3_000_000})
+    archive(tmp_path / "6.zip", **{"readme.txt": b""})
+    monkeypatch.setattr(loader, "_SUSPECT_BYTES", 1_000_000)
+    with pytest.raises(DatasetError) as error:
+        load_entire_dataset(tmp_path, verbose=False)
+    for said in (
+        "4 of 5 files",
+        "2.zip: is a Git LFS pointer",
+        "3.zip: the archive cannot be read",
+        "damaged.json: the archive",
+        "would grow",
+    ):
+        assert said in str(error.value)
+    dataset = load_entire_dataset(tmp_path, verbose=False, skip_bad_files=True)
+    assert (dataset["total_files"], len(dataset["skipped"])) == (1, 4)
+
+
+# --- faults ---
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("fields", ["all", "pairs", "windows"])
+def test_a_file_cut_off_in_the_middle_is_named(tmp_path, share, fields):
+    whole = json.dumps({"data": [one_article(n)["data"][0] for n in range(50)]}).encode()
+    path = write(tmp_path / "cut.json", whole[: int(len(whole) * share)])
+    with pytest.raises(DatasetError, match=r"cut\.json: line 1, column \d+: is not JSON"):
+        load_json_file(path, fields=fields)
+
+
+def test_a_root_whose_hangul_is_written_otherwise_is_found(tmp_path):
+    write(tmp_path / unicodedata.normalize("NFD", "한국어") / "a.json", V1)
+    assert len(get_all_json_files(tmp_path / "한국어")) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can drop its rights")
+def test_folders_and_files_that_may_not_be_read_are_said(tmp_path):
+    """In a child that is no longer root, whom permissions do not bind."""
+    write(tmp_path / "set" / "a.json", V1).chmod(0)
+    write(tmp_path / "closed" / "a.json", V1).parent.chmod(0)
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder != Path("/") and folder.is_relative_to("/tmp/pytest-of-root"):
+            folder.chmod(0o755)
+    script = (
+        "import os\n"
+        "from dataloader import load_entire_dataset\n"
+        "os.setgid(65534); os.setuid(65534)\n"
+        f"for root in ({str(tmp_path / 'set')!r}, {str(tmp_path / 'closed')!r}):\n"
+        "    try:\n"
+        "        load_entire_dataset(root, verbose=False)\n"
+        "    except (ValueError, OSError) as error:\n"
+        "        print(type(error).__name__, str(error).splitlines()[0 if 'closed' in root else 1].strip())\n"
+    )
+    done = run_python(write(tmp_path / "script.py", script.encode()))
+    set_error, closed_error = done.stdout.splitlines()
+    assert set_error == f"DatasetError {tmp_path}/set/a.json: cannot be read: Permission denied"
+    assert closed_error == f"DatasetError {tmp_path}/closed: cannot be read: Permission denied"
+
+
+def test_a_killed_worker_is_a_clear_error(ten_files, monkeypatch):
+    monkeypatch.setattr(loader, "SMALL_JOB_BYTES", 0)
+    monkeypatch.setattr(loader, "_load_or_explain", kill_this_process)
+    with pytest.raises(loader.WorkerError, match="ended abruptly"):
+        load_files_parallel(ten_files, num_workers=2, verbose=False, fields="pairs")
+
+
+def kill_this_process(file: Path, **asked: Any) -> None:
+    """What the kernel does to a worker when memory runs out."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 # --- the real file ---

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from config import TrainingConfig
 from dataloader import RetrievalSet, load_entire_dataset, prepare_retrieval_sets, prepare_training_data
-from dataloader.pairs import CHARACTERS_PER_TOKEN, Pair, _window, extract_pairs, split_articles
+from dataloader.pairs import CHARACTERS_PER_TOKEN, Pair, extract_pairs, split_articles
+from dataloader.prepare import _window
 
 
 def config(**changes) -> TrainingConfig:

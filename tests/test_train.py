@@ -18,6 +18,14 @@ SAMPLE = REPOSITORY / "data" / "sample"
 METRICS = ["mrr@10", "ndcg@10", "recall@1", "recall@10"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory):
+    """Prepared pairs are not kept in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 def run_train(*options: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(REPOSITORY / "train.py"), *options]
@@ -25,7 +33,7 @@ def run_train(*options: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProc
 
 
 @pytest.fixture(scope="module")
-def finished(toy_model_dir, tmp_path_factory):
+def finished(own_cache, toy_model_dir, tmp_path_factory):
     """(folder, process) of a run: 32 pairs in batches of 8 are 4 steps an epoch; two epochs."""
     folder = tmp_path_factory.mktemp("run")
     process = run_train(
