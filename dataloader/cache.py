@@ -8,16 +8,14 @@ is torn or not ours, the dataset is loaded anew and the file replaced, in one st
 or none. The content is MessagePack, checked against its hash and its types: data only.
 """
 
-import hashlib
-import importlib.metadata
 import json
 import logging
 import os
-import tempfile
 from pathlib import Path
 from typing import Any, TypedDict
 
 import msgspec
+import turbohtml
 
 from dataloader import cleaning, loader, prepare
 from dataloader.loader import get_all_json_files, load_entire_dataset
@@ -75,7 +73,7 @@ def load_cached_dataset(
 def cache_file(dataset_root: str | Path, fields: str, window: int = DEFAULT_WINDOW) -> Path:
     """Where the dataset of this root and kind is kept, whether it is there or not."""
     kind = fields if fields != "windows" else f"windows-{window}"
-    root = hashlib.sha256(os.fsencode(Path(dataset_root).absolute())).hexdigest()[:16]
+    root = _sha256(os.fsencode(Path(dataset_root).absolute())).hex()[:16]
     return _cache_root() / CACHE_NAME / f"pairs-{root}-{kind}.msgpack"
 
 
@@ -88,10 +86,17 @@ def _cache_root() -> Path:
 def _key(dataset_root: str | Path, settings: dict[str, Any]) -> bytes:
     """All that the content follows from, as one line of JSON."""
     files = [[str(path.absolute()), *_state(path)] for path in get_all_json_files(dataset_root)]
-    code = hashlib.sha256(b"".join(Path(str(module.__file__)).read_bytes() for module in (loader, cleaning, prepare)))
-    versions = {name: importlib.metadata.version(name) for name in ("turbohtml", "msgspec")}
-    key = {"root": str(dataset_root), "settings": settings, "files": files, "code": code.hexdigest(), "versions": versions}
+    code = _sha256(b"".join(Path(str(module.__file__)).read_bytes() for module in (loader, cleaning, prepare)))
+    versions = {"turbohtml": turbohtml.__version__, "msgspec": msgspec.__version__}
+    key = {"root": str(dataset_root), "settings": settings, "files": files, "code": code.hex(), "versions": versions}
     return json.dumps(key, sort_keys=True).encode() + b"\n"
+
+
+def _sha256(content: bytes | memoryview) -> bytes:
+    # Imported here, as tempfile is below: each process that loads files imports this package, and never comes here.
+    import hashlib
+
+    return hashlib.sha256(content).digest()
 
 
 def _state(path: Path) -> tuple[int, int]:
@@ -114,11 +119,11 @@ def _read(place: Path, key: bytes) -> dict[str, Any] | None:
         found = memoryview(place.read_bytes())
     except OSError:
         return None
-    header = MAGIC + hashlib.sha256(key).digest()
+    header = MAGIC + _sha256(key)
     if found[: len(header)] != header:
         return None
     content = found[len(header) + 32 :]
-    if found[len(header) : len(header) + 32] != hashlib.sha256(content).digest():
+    if found[len(header) : len(header) + 32] != _sha256(content):
         logger.warning("%s is damaged: preparing the dataset again", place)
         return None
     try:
@@ -130,13 +135,15 @@ def _read(place: Path, key: bytes) -> dict[str, Any] | None:
 
 def _write(place: Path, key: bytes, content: dict[str, Any]) -> None:
     """Write beside the place and rename, so that whoever reads finds a whole file or none."""
+    import tempfile
+
     scratch = None
     try:
         packed = msgspec.msgpack.encode(content)
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=place.parent, prefix=f".{place.name}-", delete=False) as file:
             scratch = Path(file.name)
-            for part in (MAGIC, hashlib.sha256(key).digest(), hashlib.sha256(packed).digest(), packed):
+            for part in (MAGIC, _sha256(key), _sha256(packed), packed):
                 file.write(part)
             file.flush()
             os.fsync(file.fileno())
