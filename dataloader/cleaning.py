@@ -148,8 +148,7 @@ def _tidy(text: str) -> str:
         text = compose_hangul(_SURROGATE.sub("\ufffd", text))
     if "\n" not in text:
         return " ".join(text.split())
-    lines = (" ".join(line.split()) for line in text.split("\n"))
-    return "\n".join(line for line in lines if line)
+    return "\n".join([" ".join(words) for words in map(str.split, text.split("\n")) if words])
 
 
 def _count_characters(piece: str) -> int:
