@@ -12,6 +12,7 @@ import difflib
 import json
 import logging
 import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,13 @@ REPOSITORY_ROOT = Path(__file__).resolve().parent
 DEFAULT_DATASET_ROOT = "./data/KorQuAD"
 SAMPLE_DATASET_ROOT = REPOSITORY_ROOT / "data" / "sample"
 SAMPLE_RECIPE = REPOSITORY_ROOT / "recipes" / "sample.yaml"
+
+
+def cache_folder() -> Path:
+    """Where what took long to make is kept: under XDG_CACHE_HOME, or ~/.cache where it is unset or relative (which its
+    specification says to ignore)."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or "")
+    return (root if root.is_absolute() else Path.home() / ".cache") / "korquad-e5"
 
 
 class ConfigError(ValueError):

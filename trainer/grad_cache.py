@@ -38,7 +38,7 @@ def cached_backward(
     states, pieces = [], []
     with torch.no_grad():
         for micro_batch in micro_batches:
-            states.append(_random_state(device))
+            states.append(random_state(device))
             pieces.append(embed(micro_batch))
     embeddings = torch.cat(pieces).requires_grad_()
     loss = loss_of(embeddings)
@@ -46,7 +46,7 @@ def cached_backward(
     assert embeddings.grad is not None
     gradients = embeddings.grad.split([len(piece) for piece in pieces])
     for micro_batch, state, gradient in zip(micro_batches, states, gradients, strict=True):
-        _set_random_state(state, device)
+        set_random_state(state, device)
         embed(micro_batch).backward(gradient)
     return loss.detach()
 
@@ -71,11 +71,13 @@ def cut_micro_batches(lengths: Tensor, max_tokens: int) -> list[np.ndarray]:
     return pieces
 
 
-def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+def random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """The state of the generators that decide dropout masks: the CPU's, and the GPU's where `device` is one."""
     return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
 
-def _set_random_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
+def set_random_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
+    """Go back to a state of `random_state`."""
     torch.set_rng_state(state[0])
     if state[1] is not None:
         torch.cuda.set_rng_state(state[1], device)

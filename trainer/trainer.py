@@ -21,7 +21,7 @@ from config import TrainingConfig
 from trainer.checkpoint import save_finished_model
 from trainer.device import choose_device, choose_precision
 from trainer.evaluation import RetrievalEvaluator
-from trainer.grad_cache import cached_backward, cut_micro_batches
+from trainer.grad_cache import cached_backward, cut_micro_batches, random_state, set_random_state
 from trainer.lora import adapter_matrices, enable_checkpointing, peft_model_of
 from trainer.loss import at_least_float32, contrastive_loss
 from trainer.memory import GIGABYTE, StepMemory, available_bytes, measure_step_memory
@@ -67,7 +67,7 @@ class EmbeddingTrainer:
         self.metrics: dict[str, float] = {}
         self._packed_encoder = PackedEncoder(model) if can_pack(model) else None
         # Tokens held at once; `_setup_memory` decides it anew when training starts.
-        self._max_tokens = 2 * (config.micro_batch_size or config.batch_size) * config.max_seq_length
+        self._max_tokens = self._full_length_tokens()
         self._tokens_tried = 0
         self._monitor: Monitor = NullMonitor()
         self._gradients: GradientRecorder | None = None
@@ -104,9 +104,9 @@ class EmbeddingTrainer:
         steps_per_epoch = len(train_dataloader)  # type: ignore[arg-type]
         if steps_per_epoch == 0:
             raise TrainingError("there are no batches to train on: fewer pairs than one batch needs")
+        self._setup_memory()  # first: where nothing fits, no log folder is left behind
         self._setup_tensorboard()
         self._setup_gradient_logging()
-        self._setup_memory()
         optimizer, scheduler, scaler = self._setup_optimizer_and_scheduler(steps_per_epoch * self.config.num_epochs)
         progress = tqdm(total=steps_per_epoch * self.config.num_epochs, desc="Training", unit="step", dynamic_ncols=True)
         try:
@@ -215,7 +215,7 @@ class EmbeddingTrainer:
         scaler.step(optimizer)
         scaler.update(None if self.precision == "fp16" else 1.0)
         self._watch_skips(loss, scaler)
-        return loss.detach()
+        return loss
 
     def _compute_contrastive_loss(
         self, query_embeddings: Tensor, passage_embeddings: Tensor, mask: Tensor | None = None
@@ -241,12 +241,12 @@ class EmbeddingTrainer:
         """Fresh gradients of one contrastive batch, scaled; returns its loss. Micro-batches are halved until they fit."""
         while True:
             optimizer.zero_grad(set_to_none=True)
-            random_state = torch.get_rng_state()
+            state = random_state(self.device)
             try:
                 return self._backward_in_pieces(features, train_loss, scaler)
             except torch.OutOfMemoryError as error:
                 self._halve_micro_batches(int(features["lengths"].max()), error)
-                torch.set_rng_state(random_state)
+                set_random_state(state, self.device)
 
     def _backward_in_pieces(self, features: Mapping[str, Tensor], train_loss: Any, scaler: torch.amp.GradScaler) -> Tensor:
         pieces = cut_micro_batches(features["lengths"], self._max_tokens)
@@ -317,11 +317,8 @@ class EmbeddingTrainer:
         `micro_batch_size` means the memory of that many pairs of full length; shorter texts share it.
         """
         config = self.config
-        if config.micro_batch_size:
-            self._max_tokens = 2 * config.micro_batch_size * config.max_seq_length
-            return
-        if self._packed_encoder is None:
-            self._max_tokens = 2 * config.batch_size * config.max_seq_length  # in one piece, until memory runs out
+        if config.micro_batch_size or self._packed_encoder is None:  # not packed: in one piece, until memory runs out
+            self._max_tokens = self._full_length_tokens()
             return
         memory = self.step_memory()
         self._max_tokens = memory.most_tokens(available_bytes(config.memory_gb, self.device), config.batch_size)
@@ -340,6 +337,10 @@ class EmbeddingTrainer:
             "in one piece" if held < self._max_tokens else f"{held:,} tokens held at once",
             config.memory_gb,
         )
+
+    def _full_length_tokens(self) -> int:
+        """Tokens of a micro-batch's pairs, or else the batch's, in full length."""
+        return 2 * (self.config.micro_batch_size or self.config.batch_size) * self.config.max_seq_length
 
     def step_memory(self) -> StepMemory:
         """What a step of this run needs, measured on two small batches; see `StepMemory`."""
