@@ -24,7 +24,7 @@ _BLOCK_NAMES = """
 _BLOCKS = frozenset(_BLOCK_NAMES.split())
 _CELLS = frozenset({"td", "th"})
 # Raw text that no browser shows. The tokenizer gives all of it as one text token before the end tag.
-_UNSEEN = frozenset({"script", "style", "title", "iframe", "noembed", "noframes"})
+_UNSEEN = frozenset({"script", "style", "title", "iframe", "noembed", "noframes", "noscript"})
 # What may stand in a head; any other tag ends it, as in a browser.
 _HEAD_PARTS = frozenset({"base", "link", "meta", "noscript", "script", "style", "template", "title"})
 
@@ -45,7 +45,7 @@ def clean_html_text(text: str) -> str:
     """The visible text of an HTML document or fragment, or of plain text.
 
     Block elements (p, div, br, li, tr, headings ...) separate lines, table cells are separated by a space,
-    inline tags join words exactly as in the source. DOCTYPE, head, script, style, title and comments go with
+    inline tags join words exactly as in the source. DOCTYPE, head, script, noscript, style, title and comments go with
     their content; entities are decoded. Runs of white space become one space, blank lines vanish, the ends
     are stripped. In a text with markup a line break of the source is white space, as HTML has it; a text
     without any keeps its lines. Hangul written as letters (NFD, as macOS has it) becomes syllables (NFC). NUL

@@ -45,6 +45,7 @@ CASES = {
     "script unclosed": ("글<script>x = 1", "글"),
     "title astray": ("글<title>말</title>글", "글글"),
     "iframe": ("글<iframe><p>말</iframe>", "글"),
+    "noscript": ("글<noscript><img src=x><p>말</noscript>", "글"),
     "white space of every kind": ("가\u00a0\u3000\u2003나<i>\t다</i>", "가 나 다"),
     "NUL": ("가\0나<p>\0</p>", "가나"),
     "Hangul as letters": ("\u1112\u1161\0\u11ab\u1100\u1173\u11af 가\u11a8 <b>\u1100</b>\u1161", "한글 각 가"),
