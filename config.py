@@ -14,7 +14,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
@@ -29,6 +29,9 @@ QUERY_PREFIX = "query: "
 PASSAGE_PREFIX = "passage: "
 
 REPOSITORY_ROOT = Path(__file__).resolve().parent
+OBJECTIVES = ("answer", "sentence", "window", "context")
+FALSE_NEGATIVES = ("none", "identical", "normalised", "contained", "article")
+
 DEFAULT_DATASET_ROOT = "./data/KorQuAD"
 SAMPLE_DATASET_ROOT = REPOSITORY_ROOT / "data" / "sample"
 SAMPLE_RECIPE = REPOSITORY_ROOT / "recipes" / "sample.yaml"
@@ -88,6 +91,22 @@ class TrainingConfig:
         2000, "questions asked at each evaluation during training (seeded sample); 0 = all", at_least=0
     )
     skip_bad_files: bool = setting(False, "go on without files that cannot be read (they are listed)")
+    objective: str = setting(
+        "answer",
+        "what a question is trained to find: answer, sentence, window or context; or several, each with its passes over "
+        "the questions in an epoch: answer=1,context=0.5",
+    )
+    article_group: int = setting(
+        1,
+        "questions of one article that stand together in a batch: harder negatives; 1 = no grouping",
+        at_least=1,
+        at_most=65_536,
+    )
+    false_negatives: list[str] = setting(
+        ["identical"],
+        "passages that are no negatives of a question: identical (the same text), normalised (the same but for case, space "
+        "and punctuation), contained (of the same article and holding its answer), article (of the same article), or none",
+    )
     num_workers: int = setting(4, "worker processes that load files; 0 = none", at_least=0, at_most=256)
 
     # Model
@@ -141,10 +160,13 @@ class TrainingConfig:
     def validate(self) -> None:
         """Convert every value to its field's type and check its limits. Raises ConfigError with all problems."""
         types = get_type_hints(type(self))
+        more_checks: dict[str, Callable] = {"objective": objective_weights, "false_negatives": _check_false_negatives}
         problems = []
         for spec in dataclasses.fields(self):
             try:
                 setattr(self, spec.name, _checked(getattr(self, spec.name), types[spec.name], spec.metadata))
+                if spec.name in more_checks:
+                    more_checks[spec.name](getattr(self, spec.name))
             except ValueError as error:
                 problems.append(f"--{spec.name}: {error}")
         if problems:
@@ -171,6 +193,33 @@ class TrainingConfig:
             changed = value != defaults[name]
             note = f"   (default {_shown(defaults[name])})" if changed else ""
             print(f" {'*' if changed else ' '} {name:<24} {_shown(value)}{note}")  # noqa: T201
+
+
+def objective_weights(objective: str) -> dict[str, float]:
+    """ "answer=1,context=0.5" → {"answer": 1.0, "context": 0.5}: passes over the questions in an epoch; "answer" alone is 1.
+
+    Raises:
+        ValueError: an unknown or repeated kind, or a number that is not above 0 and at most 100.
+    """
+    weights: dict[str, float] = {}
+    for part in objective.split(","):
+        kind, _, number = (text.strip() for text in part.partition("="))
+        if kind not in OBJECTIVES:
+            raise ValueError(f"must be of {', '.join(OBJECTIVES)} or a mixture such as answer=1,context=0.5, not {part!r}")
+        if kind in weights:
+            raise ValueError(f"names {kind} twice")
+        weights[kind] = float(_as_number(number or "1", float))
+        if not 0 < weights[kind] <= 100:
+            raise ValueError(f"{kind} must be above 0 and at most 100, not {number}")
+    return weights
+
+
+def _check_false_negatives(names: Sequence[str]) -> None:
+    unknown = [name for name in names if name not in FALSE_NEGATIVES]
+    if unknown:
+        raise ValueError(f"must be of {', '.join(FALSE_NEGATIVES)}, not {', '.join(unknown)}")
+    if "none" in names and len(names) > 1:
+        raise ValueError("none stands alone")
 
 
 def config_from_command_line(argv: Sequence[str] | None = None) -> TrainingConfig:

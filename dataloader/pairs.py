@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dataloader.loader import DatasetError
+from dataloader.objectives import passage_for
 from dataloader.prepare import PreparedArticle, is_prepared, prepare_article
 
 if TYPE_CHECKING:
@@ -28,10 +29,15 @@ CHARACTERS_PER_TOKEN = 1.5
 
 
 class Pair(NamedTuple):
-    """A question and its answer, cleaned, not empty; `article` is the article's index in loading order."""
+    """A question and a passage of `kind` (config.OBJECTIVES) that it should find, cleaned, not empty.
+
+    `answer` is the question's answer, and `article` the article's index in loading order.
+    """
 
     id: str
     question: str
+    passage: str
+    kind: str
     answer: str
     article: int
 
@@ -75,32 +81,44 @@ def split_articles(n_articles: int, config: "TrainingConfig") -> tuple[list[int]
 # --- training pairs -----------------------------------------------------------------------------------------
 
 
-def extract_pairs(articles: Sequence[Any], indices: Sequence[int], limit: int = 0) -> tuple[list[Pair], PairCounts]:
-    """The cleaned pairs of the articles at `indices`, in that order; at most the first `limit` (0 = all).
+def extract_pairs(
+    articles: Sequence[Any], indices: Sequence[int], limit: int = 0, kinds: Sequence[str] = ("answer",), window: int = 0
+) -> tuple[list[Pair], PairCounts]:
+    """The cleaned pairs of the articles at `indices`, in that order, of the first `limit` questions that have one (0 = all).
 
     A question with several answers is paired with the first that is not empty. What is empty after cleaning
-    gives no pair: it is counted, and logged as a warning.
+    gives no pair, and where the answer has no place in its page there is no text around it: both are counted, and
+    logged as a warning. `window` is the size of the windows, for articles that were loaded whole.
     """
     pairs: list[Pair] = []
-    questions = empty_question = empty_answer = 0
-    for index, article in zip(indices, _prepared(articles, indices, "pairs"), strict=True):
+    questions = empty_question = empty_answer = paired = without_place = 0
+    fields = "pairs" if set(kinds) == {"answer"} else "windows"
+    for index, article in zip(indices, _prepared(articles, indices, fields, window), strict=True):
         for qa in article["qas"]:
-            if limit and len(pairs) == limit:
+            if limit and paired == limit:
                 break
             questions += 1
-            if qa["question"] and qa["answers"]:
-                pairs.append(Pair(qa["id"], qa["question"], qa["answers"][0], index))
-            elif not qa["question"]:
-                empty_question += 1
-            else:
-                empty_answer += 1
-        if limit and len(pairs) == limit:
+            if not qa["question"] or not qa["answers"]:
+                empty_question += not qa["question"]
+                empty_answer += bool(qa["question"])
+                continue
+            passages = {kind: passage_for(kind, qa, article.get("windows", ())) for kind in kinds}
+            pairs += [
+                Pair(qa["id"], qa["question"], passage, kind, qa["answers"][0], index)
+                for kind, passage in passages.items()
+                if passage
+            ]
+            paired += any(passages.values())
+            without_place += not all(passages.values())
+        if limit and paired == limit:
             break
     if empty_question or empty_answer:
         logger.warning(
             "of %d questions, %d have no text after cleaning and %d have no answer text: left out",
             *(questions, empty_question, empty_answer),
         )
+    if without_place:
+        logger.warning("%d questions have no text around their answer: its place in the page is not known", without_place)
     return pairs, PairCounts(questions, empty_question, empty_answer)
 
 
@@ -109,13 +127,18 @@ def prepare_training_data(
 ) -> tuple[list["InputExample"], list["InputExample"]]:
     """Training and validation examples: `InputExample(texts=["query: <question>", "passage: <answer>"])`.
 
-    Articles are split by `split_articles`. `max_samples` (0 = all) keeps that many training pairs: the first
-    ones in the shuffled order of articles, so a smaller sample is always a prefix of a larger one. Validation
-    pairs are not limited. Raises DatasetError where no training pair is left.
+    Articles are split by `split_articles`. With another `objective` than answers the passage is text around the answer,
+    and with several kinds a question has an example of each. `max_samples` (0 = all) keeps so many questions: the first
+    ones in the shuffled order of articles, so a smaller sample is always a prefix of a larger one. Validation examples
+    are questions and answers, and not limited. Raises DatasetError where no training pair is left.
     """
+    from config import objective_weights
+
     articles = dataset["articles"]
     train, val, held_out = split_articles(len(articles), config)
-    pairs, counts = extract_pairs(articles, train, config.max_samples)
+    pairs, counts = extract_pairs(
+        articles, train, config.max_samples, tuple(objective_weights(config.objective)), window_size(config)
+    )
     if not pairs:
         raise DatasetError(
             f"no training pair: {len(articles)} articles with train_split {config.train_split} and val_split"
@@ -131,11 +154,15 @@ def prepare_training_data(
 
 
 def _examples(pairs: Sequence[Pair]) -> list["InputExample"]:
-    from sentence_transformers import InputExample
-
     from config import PASSAGE_PREFIX, QUERY_PREFIX
+    from dataloader.examples import PairExample
 
-    return [InputExample(texts=[QUERY_PREFIX + pair.question, PASSAGE_PREFIX + pair.answer]) for pair in pairs]
+    return [
+        PairExample(
+            pair.id, [QUERY_PREFIX + pair.question, PASSAGE_PREFIX + pair.passage], pair.kind, pair.answer, pair.article
+        )
+        for pair in pairs
+    ]
 
 
 def _prepared(articles: Sequence[Any], indices: Sequence[int], fields: str, window: int = 0) -> Iterator[PreparedArticle]:

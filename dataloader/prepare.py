@@ -1,12 +1,14 @@
 """Articles as files have them to what training and evaluation read of them: cleaned, narrow, ready to store.
 
     prepare_article(article, "windows", window=384)
-    # {"title": ..., "qas": [{"id", "question", "answers", "windows": [0]}, ...], "windows": ["... the answer ...", ...]}
+    # {"title": ..., "windows": ["... the answer ...", ...],
+    #  "qas": [{"id", "question", "answers", "windows": [0], "spans": [(4, 10)]}, ...]}
 
 Loading does this in its worker processes, so that pages never travel. Three kinds of `fields`:
 
 pairs     questions and answers, cleaned
-windows   these, and cleaned text around each answer: for KorQuAD 2.1 windows cut from the page, for 1.0 the paragraphs
+windows   these, and cleaned text around each answer: for KorQuAD 2.1 windows cut from the page, for 1.0 the paragraphs;
+          and where the answer is in it
 lengths   the pairs, and what describes the rest: lengths of the contexts, HTML elements of the answers
 """
 
@@ -28,6 +30,7 @@ class PreparedQuestion(TypedDict):
     question: str
     answers: list[str]
     windows: NotRequired[list[int]]  # places in the article's `windows`, one for each answer that has a place
+    spans: NotRequired[list[tuple[int, int] | None]]  # for each of them, the answer's characters in it, where known
     elements: NotRequired[list[str]]  # HTML elements in the source of the first answer, in alphabetical order
 
 
@@ -95,14 +98,27 @@ def _elements(qa: dict[str, Any]) -> list[str]:
 def _take_paragraphs(article: dict[str, Any], qas: list[PreparedQuestion]) -> list[str]:
     """Every paragraph with text is a window, asked about or not; each question gets its own."""
     numbers: dict[str, int] = {}
-    number_of = {}
-    for paragraph in article["paragraphs"]:
-        if text := clean_html_text(paragraph):
-            number_of[paragraph] = numbers.setdefault(text, len(numbers))
-    for qa, source in zip(qas, article["qas"], strict=True):
-        number = number_of.get(source["context"])
-        qa["windows"] = [number] if number is not None and qa["question"] else []
+    asked: dict[str, list[int]] = {}
+    for number, source in enumerate(article["qas"]):
+        asked.setdefault(source["context"], []).append(number)
+        qas[number]["windows"], qas[number]["spans"] = [], []
+    for paragraph in dict.fromkeys(article["paragraphs"]):
+        places = {number: _place_of_answer(article["qas"][number], paragraph) for number in asked.get(paragraph, [])}
+        text, spans = clean_html_with_spans(paragraph, [place for place in places.values() if place])
+        if not text:
+            continue
+        window = numbers.setdefault(text, len(numbers))
+        span_of = dict(zip((number for number, place in places.items() if place), spans, strict=True))
+        for number in places:
+            if qas[number]["question"]:
+                qas[number]["windows"], qas[number]["spans"] = [window], [span_of.get(number)]
     return list(numbers)
+
+
+def _place_of_answer(qa: dict[str, Any], paragraph: str) -> tuple[int, int] | None:
+    """Where in its paragraph the answer is that training takes: the first with text."""
+    chosen = next((answer for answer in answers_of(qa) if clean_html_text(source_text(answer))), None)
+    return _find(chosen, paragraph) if chosen is not None else None
 
 
 # --- windows (KorQuAD 2.1) ----------------------------------------------------------------------------------
@@ -143,7 +159,7 @@ def _cut_windows(article: dict[str, Any], qas: list[PreparedQuestion], size: int
         if place and qas[number]["question"]
     ]
     for qa in qas:
-        qa["windows"] = []
+        qa["windows"], qa["spans"] = [], []
     windows: list[str] = []
     cut: list[tuple[int, int, int]] = []  # of each window: the stretch, the start and the end in it
     cleaned = _clean_around(page, [place for _, place in found], size)
@@ -159,7 +175,9 @@ def _cut_windows(article: dict[str, Any], qas: list[PreparedQuestion], size: int
             shared = [len(windows)]
             windows.append(text[start:end])
             cut.append((where, start, end))
+        _, start, end = cut[shared[0]]
         qas[number]["windows"].append(shared[0])
+        qas[number]["spans"].append((span[0] - start, min(span[1], end) - start))
     return windows
 
 
@@ -258,7 +276,8 @@ def _is_enough(stretch: _Stretch, cleaned: _Cleaned, size: int, page_length: int
 # these, and two characters tell so several times faster than the alternatives do.
 _SUSPECT = re.compile(r"<[!hHsStTiInNxXpP][-\[eEcCtTiIfFoOmMlL]")
 _STATEFUL = re.compile(
-    r"<(!--|!\[|(?:head|script|style|title|iframe|noembed|noframes|textarea|xmp|plaintext)(?=[\s/>]))", re.IGNORECASE
+    r"<(!--|!\[|(?:head|script|style|title|iframe|noembed|noframes|noscript|textarea|xmp|plaintext)(?=[\s/>]))",
+    re.IGNORECASE,
 )
 _QUOTED_VALUE = re.compile(r"""=\s*["']""")
 
@@ -313,7 +332,7 @@ def _end_of_element(page: str, at: int, name: str) -> int:
 
 _END_TAGS = {
     name: re.compile("</" + "".join(f"[{c}{c.upper()}]" for c in name) + r"(?=[\s/>])")
-    for name in ("head", "script", "style", "title", "iframe", "noembed", "noframes")
+    for name in ("head", "script", "style", "title", "iframe", "noembed", "noframes", "noscript")
 }
 
 

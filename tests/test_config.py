@@ -124,9 +124,13 @@ def test_every_field_is_an_option_and_a_recipe_key(recipe):
         "precision": "bf16",
         "device": "cpu",
         "lora_target_modules": ["dense"],
+        "objective": "context",
+        "false_negatives": ["none"],
     }
     assert other.keys() == DEFAULTS.keys()
-    argv = [part for name, value in other.items() for part in (f"--{name}", value[0] if value == ["dense"] else str(value))]
+    argv = [
+        part for name, value in other.items() for part in (f"--{name}", value[0] if isinstance(value, list) else str(value))
+    ]
     assert config_from_command_line(argv).to_dict() == other
     assert config_from_command_line(["--recipe", recipe(json.dumps(other))]).to_dict() == other
 

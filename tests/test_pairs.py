@@ -88,7 +88,10 @@ def test_extract_pairs_cleans_takes_the_first_answer_and_counts_the_empty(caplog
     ]
     with caplog.at_level(logging.WARNING):
         pairs, counts = extract_pairs(articles, [1, 0])
-    assert pairs == [Pair("넷?", "넷?", "사", 1), Pair("하나&nbsp;?", "하나 ?", "일", 0)]
+    assert pairs == [
+        Pair("넷?", "넷?", "사", "answer", "사", 1),
+        Pair("하나&nbsp;?", "하나 ?", "일", "answer", "일", 0),
+    ]
     assert counts == (5, 1, 2)
     assert "of 5 questions, 1 have no text after cleaning and 2 have no answer text" in caplog.text
 

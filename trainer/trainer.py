@@ -257,8 +257,9 @@ class EmbeddingTrainer:
             return self._embed(features["tokens"], features["lengths"], piece)
 
         def loss_of(embeddings: Tensor) -> Tensor:
-            queries, passages = embeddings[in_order.to(embeddings.device)].split(pairs)  # (B, D) each
-            return self._loss(train_loss, queries, passages, features["mask"])
+            ordered = embeddings[in_order.to(embeddings.device)]
+            queries, passages = ordered[:pairs], ordered[pairs:]  # (B, D) and the distinct ones, (U, D)
+            return self._loss(train_loss, queries, passages[features["passage_of"].to(ordered.device)], features["mask"])
 
         def backward(loss: Tensor) -> None:
             scaler.scale(loss).backward()
@@ -308,6 +309,7 @@ class EmbeddingTrainer:
         return {
             "tokens": torch.tensor([token for row in rows for token in row], dtype=torch.int32),
             "lengths": torch.tensor([len(row) for row in rows]),
+            "passage_of": torch.arange(len(batch)),
             "mask": same & ~torch.eye(len(batch), dtype=torch.bool),
         }
 

@@ -1,0 +1,20 @@
+"""PairExample: sentence-transformers' InputExample that knows where it comes from. Imports sentence-transformers."""
+
+from sentence_transformers import InputExample
+
+
+class PairExample(InputExample):
+    """A question and a passage, both with their prefixes: `texts == ["query: ...", "passage: ..."]`.
+
+    Attributes:
+        guid: the question's id.
+        kind: what the passage is, one of config.OBJECTIVES.
+        answer: the question's answer, cleaned.
+        article: index of the article both come from.
+    """
+
+    def __init__(self, guid: str, texts: list[str], kind: str, answer: str, article: int):
+        super().__init__(guid=guid, texts=texts)
+        self.kind = kind
+        self.answer = answer
+        self.article = article
