@@ -61,7 +61,7 @@ class FalseNegatives:
     """
 
     def __init__(self, examples: Sequence["InputExample"], rules: Sequence[str] = ("identical",)):
-        texts = [example.texts[1] for example in examples]
+        texts: list[str] = [example.texts[1] for example in examples]  # type: ignore[index]  # sentence-transformers allows None
         answers = [
             normalised_answer(getattr(example, "answer", text)) for example, text in zip(examples, texts, strict=True)
         ]
