@@ -88,6 +88,11 @@ def adapter_matrices(model: SentenceTransformer) -> Iterator[tuple[str, nn.Param
             yield name.removeprefix("base_model.model.").removesuffix(".weight").removesuffix(".default"), parameter
 
 
+def up_matrices(model: SentenceTransformer) -> list[nn.Parameter]:
+    """The adapters' matrices B, (out, r): the update that an adapter adds, B @ A * alpha / r, is proportional to them."""
+    return [parameter for name, parameter in adapter_matrices(model) if name.endswith("lora_B")]
+
+
 def merged_copy(model: SentenceTransformer) -> SentenceTransformer:
     """A copy of the model with the adapters added into its weights: an ordinary sentence-transformers model.
 
