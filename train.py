@@ -22,6 +22,7 @@ from dataloader import (
     load_cached_dataset,
     prepare_retrieval_sets,
     prepare_training_data,
+    question_articles,
     window_size,
 )
 
@@ -44,9 +45,11 @@ def train(config: TrainingConfig) -> None:
 
     from trainer import EmbeddingTrainer, print_lora_info, setup_lora_model
     from trainer.base_model import load_base_model, resolve_base_model
+    from trainer.bm25 import measure_bm25
     from trainer.checkpoint import check_output_dir, write_metrics, write_model_card
     from trainer.device import choose_device
-    from trainer.evaluation import RetrievalEvaluator, Verdict, measure
+    from trainer.evaluation import RetrievalEvaluator, measure
+    from trainer.verdict import compare
 
     transformers_logging.disable_progress_bar()  # loading and writing 0.5 GB takes a second
     check_output_dir(config)
@@ -56,14 +59,15 @@ def train(config: TrainingConfig) -> None:
     train_examples, _ = prepare_training_data(dataset, config)
     validation = prepare_retrieval_sets(dataset, config, "validation")
     held_out = prepare_retrieval_sets(dataset, config, "held_out")
+    articles = question_articles(dataset, config, "held_out")
     del dataset
 
-    # 2. The untouched base model, measured first
+    # 2. What there is without training, measured first: BM25 and the untouched base model
     source = resolve_base_model(config.model_name, max_seq_length=config.max_seq_length)
     model = load_base_model(source, config.max_seq_length, device=str(device))
-    held_out_evaluators = [RetrievalEvaluator(*texts, name=task) for task, texts in held_out.items()]
-    logger.info("Measuring the untouched base model on the held-out articles")
-    base = measure(model, held_out_evaluators)
+    held_out_evaluators = [RetrievalEvaluator(*texts, name=task, articles=articles) for task, texts in held_out.items()]
+    logger.info("Measuring BM25 and the untouched base model on the held-out articles")
+    rows = {"BM25": measure_bm25(held_out_evaluators), "base": measure(model, held_out_evaluators)}
 
     # 3. Adapters
     set_seed(config.seed)
@@ -79,8 +83,8 @@ def train(config: TrainingConfig) -> None:
 
     # 5. The verdict, on what was saved
     tuned_model = SentenceTransformer(config.output_dir, device=str(device))
-    sizes = {e.name: (len(e.query_texts), len(e.document_texts)) for e in held_out_evaluators}
-    verdict = Verdict(base, measure(tuned_model, held_out_evaluators), sizes)
+    rows["tuned"] = measure(tuned_model, held_out_evaluators)
+    verdict = compare(held_out_evaluators, rows, [("tuned", "base")])
     record = {
         "base_model": {"name": config.model_name, "source": source.kind, "note": source.note},
         "step": trainer.best_step or trainer.global_step,
@@ -93,7 +97,7 @@ def train(config: TrainingConfig) -> None:
 
 def print_verdict(config: TrainingConfig, verdict) -> None:
     """Print the table, one sentence a task, and what to do next."""
-    print("\nHeld-out articles, base model against tuned model\n")
+    print("\nHeld-out articles: BM25, the untouched base model and the tuned one\n")
     print(verdict.table())
     print()
     for sentence in verdict.sentences():

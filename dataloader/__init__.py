@@ -11,7 +11,7 @@ from dataloader.loader import (
     load_files_parallel,
     load_json_file,
 )
-from dataloader.pairs import RetrievalSet, prepare_retrieval_sets, prepare_training_data, window_size
+from dataloader.pairs import RetrievalSet, prepare_retrieval_sets, prepare_training_data, question_articles, window_size
 
 __all__ = [
     "DatasetError",
@@ -27,5 +27,6 @@ __all__ = [
     "load_json_file",
     "prepare_retrieval_sets",
     "prepare_training_data",
+    "question_articles",
     "window_size",
 ]

@@ -183,7 +183,7 @@ def window_size(config: "TrainingConfig") -> int:
 def prepare_retrieval_sets(dataset: dict[str, Any], config: "TrainingConfig", part: str) -> dict[str, RetrievalSet]:
     """What the questions of one part of the split should find: `{"answers": ..., "paragraphs": ...}`.
 
-    `part` is "validation" or "held_out". Texts are cleaned and bare: the model adds its stored prompts
+    `part` is one of `articles_of_part`. Texts are cleaned and bare: the model adds its stored prompts
     itself. Equal questions are one query, relevant to the answers of all; every distinct text is one
     document.
 
@@ -196,11 +196,7 @@ def prepare_retrieval_sets(dataset: dict[str, Any], config: "TrainingConfig", pa
     `dataset` was loaded whole, or with fields="windows" and window=window_size(config). Raises DatasetError where
     it holds no windows or windows of another size, ValueError for another `part`.
     """
-    _, val, held_out = split_articles(len(dataset["articles"]), config)
-    parts = {"validation": val, "held_out": held_out}
-    if part not in parts:
-        raise ValueError(f"part is {part!r}: give one of {', '.join(parts)}")
-    articles = dataset["articles"]
+    articles, indices = dataset["articles"], articles_of_part(dataset, config, part)
     window = window_size(config)
     if dataset.get("window", window) != window:
         raise DatasetError(
@@ -208,8 +204,8 @@ def prepare_retrieval_sets(dataset: dict[str, Any], config: "TrainingConfig", pa
             f" {config.max_seq_length} asks for {window}: load_entire_dataset(..., window=window_size(config))"
         )
     tasks = {
-        "answers": _answer_set(articles, parts[part]),
-        "paragraphs": _paragraph_set(articles, parts[part], window),
+        "answers": _answer_set(articles, indices),
+        "paragraphs": _paragraph_set(articles, indices, window),
     }
     for task, found in tasks.items():
         logger.info("%s, %s: %d queries, %d documents", part, task, len(found.queries), len(found.corpus))
@@ -217,6 +213,29 @@ def prepare_retrieval_sets(dataset: dict[str, Any], config: "TrainingConfig", pa
     if empty:
         logger.warning("the %s articles hold no question for: %s", part, ", ".join(empty))
     return {task: found for task, found in tasks.items() if found.queries}
+
+
+def articles_of_part(dataset: dict[str, Any], config: "TrainingConfig", part: str) -> list[int]:
+    """Indices of the articles of "training", "validation", "held_out" or "all". Raises ValueError for another `part`."""
+    train, val, held_out = split_articles(len(dataset["articles"]), config)
+    parts = {"training": train, "validation": val, "held_out": held_out, "all": [*train, *val, *held_out]}
+    if part not in parts:
+        raise ValueError(f"part is {part!r}: give one of {', '.join(parts)}")
+    return parts[part]
+
+
+def question_articles(dataset: dict[str, Any], config: "TrainingConfig", part: str) -> dict[str, int]:
+    """Question, cleaned → index of the article that asks it, the first in the order of the part where several do.
+
+    What is asked of one article is not independent: confidence intervals draw articles.
+    """
+    indices = articles_of_part(dataset, config, part)
+    articles = zip(indices, _prepared(dataset["articles"], indices, "pairs"), strict=True)
+    found: dict[str, int] = {}
+    for index, article in articles:
+        for qa in article["qas"]:
+            found.setdefault(qa["question"], index)
+    return found
 
 
 class _SetBuilder:

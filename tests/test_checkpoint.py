@@ -25,8 +25,10 @@ from trainer.checkpoint import (
     write_metrics,
     write_model_card,
 )
-from trainer.evaluation import METRICS, Verdict
+from trainer.intervals import Estimate
 from trainer.lora import adapter_matrices
+from trainer.ranking import METRICS
+from trainer.verdict import Difference, TaskResult, Verdict
 
 TEXTS = ["대한민국의 수도는?", "한글을 만든 사람은 세종대왕이다.", "H2O", "가" * 300]
 
@@ -237,9 +239,9 @@ def test_an_output_folder_on_another_file_system_works(trained, toy_config, tmp_
 
 
 def test_the_card_holds_the_measured_table_and_readable_metadata(config):
-    sizes = {"answers": (100, 80), "paragraphs": (100, 40)}
-    base = {task: dict.fromkeys(METRICS, 0.5) for task in sizes}
-    verdict = Verdict(base, {"answers": dict.fromkeys(METRICS, 0.75), "paragraphs": dict.fromkeys(METRICS, 0.25)}, sizes)
+    half, more = (dict.fromkeys(METRICS, Estimate(value, (value - 0.1, value + 0.1))) for value in (0.5, 0.75))
+    models, differences = {"base": half, "tuned": more}, [Difference("tuned", "base", half)]
+    verdict = Verdict([TaskResult("answers", 1234, 1234, 567, "89 articles", models, differences)])
     Path(config.output_dir).mkdir(parents=True)
     write_model_card(config, verdict, "This is a 4-bit copy.")
     card = (Path(config.output_dir) / "README.md").read_text(encoding="utf-8")

@@ -9,8 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config import TrainingConfig
-from dataloader import RetrievalSet, load_entire_dataset, prepare_retrieval_sets, prepare_training_data
-from dataloader.pairs import CHARACTERS_PER_TOKEN, Pair, extract_pairs, split_articles
+from dataloader import (
+    RetrievalSet,
+    load_entire_dataset,
+    prepare_retrieval_sets,
+    prepare_training_data,
+    question_articles,
+)
+from dataloader.pairs import CHARACTERS_PER_TOKEN, Pair, articles_of_part, extract_pairs, split_articles
 from dataloader.prepare import _window
 
 
@@ -141,15 +147,30 @@ def test_every_distinct_answer_is_one_document():
     assert not any(text.startswith(("query:", "passage:")) for text in [*found.queries.values(), *found.corpus.values()])
 
 
-def test_validation_and_held_out_ask_about_their_own_articles():
+def test_each_part_asks_about_its_own_articles():
     _, val, rest = split_articles(8, config())
-    for part, indices in (("validation", val), ("held_out", rest)):
+    train, *_ = split_articles(8, config())
+    parts = {"training": train, "validation": val, "held_out": rest, "all": [*train, *val, *rest]}
+    for part, indices in parts.items():
         found = prepare_retrieval_sets(eight_articles(), config(), part)["answers"]
         assert list(found.corpus.values()) == [f"답 {n}{x}" for n in indices for x in "ab"]
 
 
+def test_each_question_has_its_article():
+    held_out = articles_of_part(eight_articles(), config(), "held_out")
+    found = question_articles(eight_articles(), config(), "held_out")
+    queries = prepare_retrieval_sets(eight_articles(), config(), "held_out")["answers"].queries
+    assert set(queries.values()) <= set(found) and list(dict.fromkeys(found.values())) == held_out
+    assert all(f" {found[text]}" in text for text in queries.values())
+
+
+def test_a_question_of_two_articles_belongs_to_the_first():
+    twice = dataset(page("", qa("<b>누구?</b>", "세종")), page("", qa("누구?", "이순신")))
+    assert question_articles(twice, config(), "all") == {"누구?": articles_of_part(twice, config(), "all")[0]}
+
+
 def test_an_unknown_part_is_refused_and_an_empty_one_said(caplog):
-    with pytest.raises(ValueError, match="part is 'test': give one of validation, held_out"):
+    with pytest.raises(ValueError, match="part is 'test': give one of training, validation, held_out, all"):
         prepare_retrieval_sets(eight_articles(), config(), "test")
     with caplog.at_level(logging.WARNING):
         assert prepare_retrieval_sets(eight_articles(), config(val_split=0), "validation") == {}

@@ -15,7 +15,8 @@ from inference import E5KorQuADInference
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SAMPLE = REPOSITORY / "data" / "sample"
-METRICS = ["mrr@10", "ndcg@10", "recall@1", "recall@10"]
+RANKING_METRICS = ["mrr@10", "ndcg@10", "recall@1", "recall@10", "recall@100"]
+METRICS = [*RANKING_METRICS, "positive_similarity", "negative_similarity"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -103,12 +104,23 @@ def test_steps_and_tags(finished):
 def test_verdict_names_both_tasks_and_equals_the_saved_numbers(finished):
     folder, process = finished
     metrics = json.loads((folder / "model" / "metrics.json").read_text(encoding="utf-8"))
+    card = (folder / "model" / "README.md").read_text(encoding="utf-8")
     assert sorted(metrics["held_out"]) == ["answers", "paragraphs"]
     for task, result in metrics["held_out"].items():
-        base, tuned = result["base"]["mrr@10"], result["tuned"]["mrr@10"]
-        assert f"on {task}: MRR@10 {base:.3f} → {tuned:.3f}" in process.stdout
-        assert result["difference"]["mrr@10"] == pytest.approx(tuned - base)
-        assert f"{tuned:.3f}" in (folder / "model" / "README.md").read_text(encoding="utf-8")
+        assert {label: list(found) for label, found in result["models"].items()} == {
+            "BM25": RANKING_METRICS,
+            "base": METRICS,
+            "tuned": METRICS,
+        }
+        base, tuned = (result["models"][label]["mrr@10"] for label in ("base", "tuned"))
+        (difference,) = result["differences"]
+        assert difference["difference"]["mrr@10"] == pytest.approx(tuned - base)
+        assert result["resampled"] == "15 articles"  # a tenth of the sample's 150
+        low, high = difference["interval"]["mrr@10"]
+        word = "GAIN" if low > 0 else "LOSS" if high < 0 else "NO CLEAR CHANGE"
+        said = f"{word} on {task}, tuned against base: MRR@10 {base:.3f} → {tuned:.3f} ({tuned - base:+.3f}"
+        assert said in process.stdout and said in card
+        assert result["models"]["BM25"]["recall@100"] > 0
     assert metrics["step"] in (3, 4, 6, 8)
 
 

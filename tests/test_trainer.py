@@ -452,7 +452,7 @@ def test_tags_and_steps_are_exactly_these(make_trainer, scalars, read_events, to
     trainer.train(batches(3), evaluator=evaluators)
     seen = {tag: [step for step, _ in values] for tag, values in scalars().items()}
     logged, evaluated = [2, 4, 6], [0, 3, 4, 6]
-    metrics = ("mrr@10", "ndcg@10", "recall@1", "recall@10")
+    metrics = ("mrr@10", "ndcg@10", "recall@1", "recall@10", "recall@100", "positive_similarity", "negative_similarity")
     assert seen == {
         **{f"train/{name}": logged for name in ("loss", "learning_rate", "epoch", "grad_norm", "pairs_per_second")},
         "train/epoch_loss": [3, 6],
@@ -550,7 +550,7 @@ def test_evaluate_gives_the_first_evaluator_s_score_and_all_metrics(make_trainer
     expected = answers(trainer.model) | paragraphs(trainer.model)
     assert expected["answers_mrr@10"] != expected["paragraphs_mrr@10"]
     assert trainer.evaluate([answers, paragraphs]) == expected["answers_mrr@10"]
-    assert trainer.metrics == expected and len(expected) == 8
+    assert trainer.metrics == expected and len(expected) == 14
     assert trainer.evaluate((paragraphs, answers)) == expected["paragraphs_mrr@10"]
     assert trainer.evaluate(answers) == expected["answers_mrr@10"]
 

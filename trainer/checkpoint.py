@@ -12,8 +12,8 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 
 from config import TrainingConfig
-from trainer.evaluation import Verdict
 from trainer.lora import merged_copy, peft_model_of
+from trainer.verdict import Verdict
 
 ADAPTER_FOLDER = "lora_adapter"
 CONFIG_FILE = "training_config.json"
