@@ -77,7 +77,8 @@ def test_the_configuration_is_text_and_hparams_of_the_same_run(monitor, read_eve
     content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     hparams = HParamsPluginData.FromString(content).session_start_info.hparams
     shown = {name: getattr(value, value.WhichOneof("kind")) for name, value in hparams.items()}
-    assert shown == settings | {"lora_target_modules": "['query', 'key', 'value']"}
+    lists = {name: str(value) for name, value in settings.items() if isinstance(value, list)}
+    assert shown == settings | lists and lists["lora_target_modules"] == "['query', 'key', 'value']"
     experiment = HParamsPluginData.FromString(events.SummaryMetadata("_hparams_/experiment").plugin_data.content)
     assert [metric.name.tag for metric in experiment.experiment.metric_infos] == ["eval/score"]
 
