@@ -166,7 +166,7 @@ class BatchOrder:
 
     Each kind of example gives batches of its own, as many passes over it as its weight says (the part of a pass is drawn
     anew each epoch), and the batches of all kinds are shuffled together. Within a pass, `group` questions of one article
-    stand together. An incomplete last batch of a pass is dropped where it is not the only one: every step then sees equally
+    stand together, those of one paragraph side by side, since a batch embeds it once. An incomplete last batch of a pass is dropped where it is not the only one: every step then sees equally
     many negatives, and none a single pair, which has no negative at all.
 
     Args:
@@ -191,6 +191,7 @@ class BatchOrder:
             self._members.setdefault(getattr(example, "kind", "answer"), []).append(number)
         self._weights = {kind: (weights or {}).get(kind, 1.0) for kind in self._members}
         self._articles = [getattr(example, "article", -1 - number) for number, example in enumerate(examples)]
+        self._passages = _numbers(example.texts[1] for example in examples)  # type: ignore[index]
 
     def __len__(self) -> int:
         return sum(
@@ -203,7 +204,7 @@ class BatchOrder:
         batches = []
         for kind, members in self._members.items():
             for size in self._pass_sizes(kind, len(members)):
-                order = self._one_pass(members)[:size]
+                order = self._one_pass(kind, members)[:size]
                 size = len(order) - len(order) % self._batch_size or len(order)
                 batches += [order[start : start + self._batch_size] for start in range(0, size, self._batch_size)]
         return iter([batches[number] for number in self._permutation(len(batches))])
@@ -213,19 +214,28 @@ class BatchOrder:
         whole, part = int(self._weights[kind]), round(self._weights[kind] % 1 * members)
         return [members] * whole + [part] * bool(part) or [1]
 
-    def _one_pass(self, members: list[int]) -> list[int]:
+    def _one_pass(self, kind: str, members: list[int]) -> list[int]:
         order = [members[place] for place in self._permutation(len(members))]
         if self._group == 1:
             return order
         by_article: dict[int, list[int]] = {}
         for number in order:
             by_article.setdefault(self._articles[number], []).append(number)
+        if kind == "context":  # equal answers side by side would be no negatives of each other, and save nothing
+            by_article = {article: self._by_passage(numbers) for article, numbers in by_article.items()}
         groups = [
             numbers[start : start + self._group]
             for numbers in by_article.values()
             for start in range(0, len(numbers), self._group)
         ]
         return [number for place in self._permutation(len(groups)) for number in groups[place]]
+
+    def _by_passage(self, numbers: list[int]) -> list[int]:
+        """The same examples, those with one passage side by side, in the order in which the passages first appear."""
+        by_passage: dict[int, list[int]] = {}
+        for number in numbers:
+            by_passage.setdefault(int(self._passages[number]), []).append(number)
+        return [number for same in by_passage.values() for number in same]
 
     def _permutation(self, n: int) -> list[int]:
         import torch

@@ -108,6 +108,18 @@ def test_questions_of_one_article_stand_together():
     assert any(len({e.article for e in batch[:4]}) > 1 for batch in alone)
 
 
+def test_questions_of_one_paragraph_are_side_by_side():
+    data = [pair(str(n), f"paragraph {n % 3}", "", n % 2, "context") for n in range(24)]  # 2 articles x 3 paragraphs x 4
+    batches = list(build_dataloader(data, config(objective="context", article_group=12, batch_size=12)))
+    for batch in batches:
+        passages = [example.texts[1] for example in batch]
+        assert [passages[start] for start in (0, 4, 8)] == list(dict.fromkeys(passages))
+        assert all(len(set(passages[start : start + 4])) == 1 for start in (0, 4, 8))
+    answers = [pair(str(n), f"answer {n % 3}", "", n % 2) for n in range(24)]
+    mixed = list(build_dataloader(answers, config(article_group=12, batch_size=12)))
+    assert any(len({e.texts[1] for e in batch[:4]}) > 1 for batch in mixed)  # answers are not sorted
+
+
 def test_collate_input_examples_returns_the_batch_itself():
     batch = examples("가", "나")
     assert collate_input_examples(batch) is batch
