@@ -166,8 +166,9 @@ class BatchOrder:
 
     Each kind of example gives batches of its own, as many passes over it as its weight says (the part of a pass is drawn
     anew each epoch), and the batches of all kinds are shuffled together. Within a pass, `group` questions of one article
-    stand together, those of one paragraph side by side, since a batch embeds it once. An incomplete last batch of a pass is dropped where it is not the only one: every step then sees equally
-    many negatives, and none a single pair, which has no negative at all.
+    stand together, those of one paragraph side by side, since a batch embeds it once. An incomplete last batch of a pass is
+    dropped where it is not the only one: every step then sees equally many negatives, and none a single pair, which has no
+    negative at all.
 
     Args:
         examples: n pairs; without `kind` and `article` all are of one kind, and each an article of its own.
