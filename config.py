@@ -36,6 +36,12 @@ DEFAULT_DATASET_ROOT = "./data/KorQuAD"
 SAMPLE_DATASET_ROOT = REPOSITORY_ROOT / "data" / "sample"
 SAMPLE_RECIPE = REPOSITORY_ROOT / "recipes" / "sample.yaml"
 
+# What a run leaves to go on from: output_dir/checkpoints/batch-00000500/, with the run's settings in each.
+CHECKPOINTS_FOLDER = "checkpoints"
+CHECKPOINT_PREFIX = "batch-"
+SETTINGS_FILE = "training_config.json"
+NEWEST = "newest"  # what --resume means alone
+
 
 def cache_folder() -> Path:
     """Where what took long to make is kept: under XDG_CACHE_HOME, or ~/.cache where it is unset or relative (which its
@@ -62,10 +68,17 @@ def setting(
     below: float | None = None,
     choices: tuple[str, ...] | None = None,
     may_be_empty: bool = False,
+    alone: str | None = None,
+    changes_result: bool = True,
 ) -> Any:
-    """A dataclass field that carries its help text and its limits."""
+    """A dataclass field that carries its help text and its limits.
+
+    alone: the value of the option without one. changes_result: whether a run that goes on under another value would end
+    in another model.
+    """
     limits = {"at_least": at_least, "at_most": at_most, "above": above, "below": below}
     metadata = {"help": help, "limits": limits, "choices": choices, "may_be_empty": may_be_empty}
+    metadata |= {"alone": alone, "changes_result": changes_result}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -80,7 +93,9 @@ class TrainingConfig:
     """
 
     # Data
-    dataset_root: str = setting(DEFAULT_DATASET_ROOT, "folder with KorQuAD_2.1_train_*/*.json, or a KorQuAD file")
+    dataset_root: str = setting(
+        DEFAULT_DATASET_ROOT, "folder with KorQuAD_2.1_train_*/*.json, or a KorQuAD file", changes_result=False
+    )
     train_split: float = setting(0.9, "share of the articles on the training side; the rest is held out", above=0, below=1)
     val_split: float = setting(
         0.05, "share of the training side's articles that choose the best checkpoint", at_least=0, at_most=0.5
@@ -90,7 +105,7 @@ class TrainingConfig:
     eval_samples: int = setting(
         2000, "questions asked at each evaluation during training (seeded sample); 0 = all", at_least=0
     )
-    skip_bad_files: bool = setting(False, "go on without files that cannot be read (they are listed)")
+    skip_bad_files: bool = setting(False, "go on without files that cannot be read (they are listed)", changes_result=False)
     objective: str = setting(
         "answer",
         "what a question is trained to find: answer, sentence, window or context; or several, each with its passes over "
@@ -107,7 +122,9 @@ class TrainingConfig:
         "passages that are no negatives of a question: identical (the same text), normalised (the same but for case, space "
         "and punctuation), contained (of the same article and holding its answer), article (of the same article), or none",
     )
-    num_workers: int = setting(4, "worker processes that load files; 0 = none", at_least=0, at_most=256)
+    num_workers: int = setting(
+        4, "worker processes that load files; 0 = none", at_least=0, at_most=256, changes_result=False
+    )
 
     # Model
     model_name: str = setting("intfloat/multilingual-e5-small", "base model: a local folder or a hub id")
@@ -141,18 +158,49 @@ class TrainingConfig:
         20.0, "similarities are multiplied by this: 1 / temperature (20 = .05; E5's own is 100 = .01)", above=0, at_most=1000
     )
     precision: str = setting(
-        "auto", "auto = on a GPU bf16 where it has it, else fp16; fp32 on a CPU", choices=("auto", "fp16", "bf16", "fp32")
+        "auto",
+        "auto = on a GPU bf16 where it has it, else fp16; fp32 on a CPU",
+        choices=("auto", "fp16", "bf16", "fp32"),
+        changes_result=False,  # what it comes to is compared, and so for the device
     )
-    device: str = setting("auto", "auto = a GPU where there is one", choices=("auto", "cuda", "cpu"))
+    device: str = setting("auto", "auto = a GPU where there is one", choices=("auto", "cuda", "cpu"), changes_result=False)
     seed: int = setting(42, "seed of the adapter's start, the order of batches and dropout", at_least=0, at_most=2**32 - 1)
 
     # Evaluation, logs and results
     eval_steps: int = setting(1000, "evaluate after this many steps, and at each epoch's end", at_least=1)
-    log_dir: str = setting("./logs/tensorboard", "TensorBoard folder; empty = no logs", may_be_empty=True)
-    log_every_n_steps: int = setting(10, "write loss and rate after this many steps", at_least=1)
-    log_gradients: bool = setting(True, "write norms and histograms of the adapters' gradients")
-    output_dir: str = setting("./models/finetuned-e5-small-korquad", "where the finished model goes")
-    overwrite: bool = setting(False, "replace a finished model that output_dir already holds")
+    log_dir: str = setting(
+        "./logs/tensorboard", "TensorBoard folder; empty = no logs", may_be_empty=True, changes_result=False
+    )
+    log_every_n_steps: int = setting(10, "write loss and rate after this many steps", at_least=1, changes_result=False)
+    log_gradients: bool = setting(True, "write norms and histograms of the adapters' gradients", changes_result=False)
+    output_dir: str = setting(
+        "./models/finetuned-e5-small-korquad", "where the finished model and the checkpoints go", changes_result=False
+    )
+    overwrite: bool = setting(
+        False, "replace a finished model, or an unfinished run, that output_dir already holds", changes_result=False
+    )
+
+    # Going on with a run
+    checkpoint_steps: int = setting(
+        500, "keep a checkpoint after this many steps, and at each evaluation", at_least=1, changes_result=False
+    )
+    keep_checkpoints: int = setting(
+        2,
+        "checkpoints kept, the newest; each holds the best adapter so far too",
+        at_least=1,
+        at_most=1000,
+        changes_result=False,
+    )
+    resume: str = setting(
+        "",
+        "go on with the run of output_dir from its newest checkpoint, or from the checkpoint or run at this path",
+        may_be_empty=True,
+        alone=NEWEST,
+        changes_result=False,
+    )
+    resume_force: bool = setting(
+        False, "resume with other settings, data or base model than the run's", changes_result=False
+    )
 
     def __post_init__(self) -> None:
         self.validate()
@@ -227,6 +275,8 @@ def config_from_command_line(argv: Sequence[str] | None = None) -> TrainingConfi
 
     Without any dataset_root, and without a folder at the default one, the embedded sample is used, with its own recipe
     where no other is named. A dataset_root that was given is taken as it is: if it does not exist, loading fails.
+    With `--resume` the settings of that run stand in place of the defaults; one that differs from them and would change
+    the result is refused.
 
     Raises:
         ConfigError: every unknown option or key and every invalid value, together.
@@ -241,17 +291,74 @@ def config_from_command_line(argv: Sequence[str] | None = None) -> TrainingConfi
             recipe_problems = error.problems
         problems += recipe_problems
     given |= options
-    if "dataset_root" not in given and not Path(DEFAULT_DATASET_ROOT).exists():
-        logger.info("No KorQuAD at %s: using the embedded sample, %s", DEFAULT_DATASET_ROOT, SAMPLE_DATASET_ROOT)
-        sample_settings = read_recipe(SAMPLE_RECIPE) if recipe is None else {}
-        given = {"dataset_root": str(SAMPLE_DATASET_ROOT), **sample_settings, **given}
+    saved = None
     try:
-        config = TrainingConfig(**given)
+        if given.get("resume"):
+            saved, output_dir = _settings_of_run(given)
+            defaults = saved.to_dict() | {"output_dir": output_dir, "overwrite": False}
+        else:
+            defaults = _settings_of_the_sample(given, recipe)
+        config = TrainingConfig(**defaults | given)
+        if saved and not config.resume_force:
+            problems += differing_settings(saved, config)
     except ConfigError as error:
         raise ConfigError(problems + error.problems) from None
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def differing_settings(saved: TrainingConfig, now: TrainingConfig) -> list[str]:
+    """One line for each setting that would make a run, resumed under it, end in another model."""
+    changed = {spec.name for spec in dataclasses.fields(now) if spec.metadata["changes_result"]}
+    before, after = saved.to_dict(), now.to_dict()
+    return [
+        f"--{name}: the run that is resumed has {_shown(before[name])}, not {_shown(after[name])} "
+        "(--resume_force goes on all the same, to another result)"
+        for name in before
+        if name in changed and before[name] != after[name]
+    ]
+
+
+def checkpoint_folders(place: str | Path) -> list[Path]:
+    """The checkpoints at a path, newest first: of the run whose output_dir it is, or the one checkpoint that it is."""
+    place = Path(place)
+    if place.name.startswith(CHECKPOINT_PREFIX):
+        return [place] if place.is_dir() else []
+    try:
+        found = [path for path in (place / CHECKPOINTS_FOLDER).iterdir() if path.name.startswith(CHECKPOINT_PREFIX)]
+    except OSError:
+        return []
+    return sorted(found, reverse=True)
+
+
+def _settings_of_run(given: Mapping[str, Any]) -> tuple[TrainingConfig, str]:
+    """The settings of the run that `--resume` names, and its output_dir: that a run is resumed needs no other option."""
+    resume = given["resume"]
+    if resume != NEWEST:
+        place = Path(str(resume))
+        run = place.parent.parent if place.name.startswith(CHECKPOINT_PREFIX) else place
+    else:
+        places = [given["output_dir"]] if "output_dir" in given else [TrainingConfig.output_dir, _sample_output_dir()]
+        place = run = Path(str(next((place for place in places if checkpoint_folders(place)), places[0])))
+    for folder in checkpoint_folders(place):
+        try:
+            return TrainingConfig.load(folder / SETTINGS_FILE), str(run)
+        except ConfigError as error:
+            logger.warning("%s: %s", folder, error)
+    raise ConfigError([f"--resume: {place} holds no checkpoint to go on from. Name another, or train without --resume."])
+
+
+def _sample_output_dir() -> str:
+    return str(read_recipe(SAMPLE_RECIPE)["output_dir"])
+
+
+def _settings_of_the_sample(given: Mapping[str, Any], recipe: str | None) -> dict[str, Any]:
+    """Nothing where there is KorQuAD, or was to be: the sample's settings are for those who have none yet."""
+    if "dataset_root" in given or Path(DEFAULT_DATASET_ROOT).exists():
+        return {}
+    logger.info("No KorQuAD at %s: using the embedded sample, %s", DEFAULT_DATASET_ROOT, SAMPLE_DATASET_ROOT)
+    return {"dataset_root": str(SAMPLE_DATASET_ROOT)} | (read_recipe(SAMPLE_RECIPE) if recipe is None else {})
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
@@ -298,6 +405,8 @@ def _parse_options(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         options: dict[str, Any] = {"help": help_text.replace("%", "%%")}
         if types[spec.name] is bool:
             options |= {"nargs": "?", "const": "true", "metavar": "true|false"}
+        elif spec.metadata["alone"]:
+            options |= {"nargs": "?", "const": spec.metadata["alone"], "metavar": "PATH"}
         elif types[spec.name] == list[str]:
             options |= {"nargs": "+", "metavar": "NAME"}
         else:
@@ -444,6 +553,10 @@ def _as_text(value: Any, metadata: Mapping[str, Any]) -> str:
         raise ValueError(f"must be text, not {value!r}")
     if "\0" in value:
         raise ValueError("must not contain a NUL character")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"must be valid Unicode, not {_cut(value)}") from None
     if not value.strip() and not metadata["may_be_empty"]:
         raise ValueError("must not be empty")
     if metadata["choices"] and value not in metadata["choices"]:

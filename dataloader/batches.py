@@ -137,6 +137,15 @@ class TokenisedPairs:
     def __getitem__(self, index: int) -> int:
         return index
 
+    def fingerprint(self) -> str:
+        """SHA-256 of the pairs' token ids, in their order: two runs see the same data where it is equal."""
+        import hashlib
+
+        digest = hashlib.sha256()
+        for array in (self._query_rows, self._passage_rows, self._lengths, self._tokens):
+            digest.update(array.data)
+        return digest.hexdigest()
+
     def collate(self, indices: Sequence[int]) -> dict[str, Any]:
         """A batch of B pairs with U distinct passages; see the module.
 

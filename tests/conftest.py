@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,35 @@ def toy_config(tmp_path: Path) -> Callable[..., TrainingConfig]:
         return TrainingConfig(**settings | changes)
 
     return make
+
+
+@pytest.fixture
+def in_child() -> Callable[..., int]:
+    """Function → the exit status of a forked process that runs it (its return value, 0 for None, 1 for an exception);
+    minus the signal's number where it was killed.
+
+    The child begins warm: imports and the toy model are there. What it patches is gone with it.
+    """
+
+    def run(function: Callable[[], int | None], meanwhile: Callable[[int], None] | None = None) -> int:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                status = function() or 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)
+        if meanwhile is not None:
+            meanwhile(child)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    return run
 
 
 @pytest.fixture

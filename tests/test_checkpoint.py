@@ -4,8 +4,10 @@ import json
 import logging
 import os
 import shutil
+import signal
 import socket
 import tempfile
+import types
 from pathlib import Path
 
 import huggingface_hub
@@ -207,6 +209,44 @@ def test_a_failure_while_saving_leaves_the_earlier_model_whole(trained, config, 
         save_finished_model(trained, config, {"step": 2})
     assert contents(Path(config.output_dir)) == before
     assert [path.name for path in Path(config.output_dir).parent.iterdir() if path.name != "logs"] == ["model"]
+
+
+@pytest.mark.parametrize(("another_base", "number"), [(False, 1), (False, 7), (False, 13), (True, 4), (True, 12)])
+def test_a_kill_while_files_take_their_place_leaves_a_model_and_the_next_start_finishes(
+    trained, config, in_child, another_base, number
+):
+    output_dir = Path(config.output_dir)
+    save_finished_model(trained, config, {"step": 1})
+    if another_base:
+        settings = output_dir / "config.json"
+        settings.write_text(settings.read_text().replace('"layer_norm_eps"', '"noted": 1, "layer_norm_eps"'))
+    earlier, files = both_sides(trained), contents(output_dir).keys()
+    change_adapters(trained, seed=1)
+    later = both_sides(trained)
+    moved = []
+
+    def killed(source, target):
+        moved.append(target)
+        if len(moved) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.replace(source, target)
+
+    def save():
+        checkpoint.os = types.SimpleNamespace(**{**vars(os), "replace": killed})
+        save_finished_model(trained, config, {"step": 2})
+
+    assert in_child(save) == -signal.SIGKILL
+    if another_base:  # rather no model than one base's weights under another's settings
+        with pytest.raises((OSError, ValueError)):
+            SentenceTransformer(config.output_dir, device="cpu", local_files_only=True)
+    else:
+        found = both_sides(SentenceTransformer(config.output_dir, device="cpu", local_files_only=True))
+        assert min(abs(found - earlier).max(), abs(found - later).max()) < 1e-5
+    with pytest.raises(CheckpointError, match="holds a finished model already"):
+        check_output_dir(config)
+    assert abs(both_sides(SentenceTransformer(config.output_dir, device="cpu")) - later).max() < 1e-5
+    assert contents(output_dir).keys() == files and len(files) == 13
+    assert json.loads((output_dir / "metrics.json").read_text()) == {"step": 2}
 
 
 def test_an_interrupt_while_saving_leaves_no_temporary_folder(trained, config, monkeypatch):

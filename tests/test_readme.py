@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from config import config_from_command_line
+from config import ConfigError, config_from_command_line
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -47,6 +47,9 @@ def test_command(command, monkeypatch, capsys):
             with pytest.raises(SystemExit, match="0"):
                 config_from_command_line(command[2:])
             assert "--learning_rate" in capsys.readouterr().out
+        elif "--resume" in command:
+            with pytest.raises(ConfigError, match="holds no checkpoint to go on from"):
+                config_from_command_line(command[2:])
         else:
             assert config_from_command_line(command[2:])
     else:

@@ -54,7 +54,8 @@ def make_trainer(toy_model_dir, toy_config):
     """Settings → a trainer of a fresh toy model, seeded, without warm-up and with a rate that moves something."""
 
     def make(**changes) -> EmbeddingTrainer:
-        config = toy_config(**{"learning_rate": 1e-2, "warmup_steps": 0, "num_epochs": 1, "log_every_n_steps": 1} | changes)
+        defaults = {"learning_rate": 1e-2, "warmup_steps": 0, "num_epochs": 1, "log_every_n_steps": 1, "overwrite": True}
+        config = toy_config(**defaults | changes)
         torch.manual_seed(config.seed)
         model = SentenceTransformer(str(toy_model_dir), device="cpu", local_files_only=True)
         return EmbeddingTrainer(setup_lora_model(model, config), config)
@@ -528,13 +529,15 @@ def test_no_step_waits_for_the_device_but_the_scaler(make_trainer, monkeypatch):
         monkeypatch.setattr(torch.Tensor, method, counted)
     trainer = make_trainer(log_every_n_steps=5)
     monkeypatch.setattr(trainer_module, "save_finished_model", lambda *_: None)
+    monkeypatch.setattr(trainer, "_save_checkpoint", lambda: None)
+    monkeypatch.setattr(trainer_module, "base_fingerprint", lambda _: "")
     trainer.train(batches(9))
     assert sorted(waits) == [
         "monitor.py cpu",  # of the fifth step: all gradients at once,
         "monitor.py numpy",  # which are on the host by then,
-        "trainer.py item",  # the norm,
-        "trainer.py tolist",  # the losses;
-        "trainer.py tolist",  # and the losses of the epoch
+        "monitor.py tolist",  # the losses;
+        "monitor.py tolist",  # the losses of the epoch,
+        "trainer.py item",  # and the norm
     ]
 
 

@@ -1,4 +1,7 @@
-"""What a run leaves on disk: the finished model with its adapter, settings, metrics and card."""
+"""What a run leaves on disk: the finished model with its adapter, settings, metrics and card.
+
+What it leaves to go on from is in trainer/resume.py.
+"""
 
 from __future__ import annotations
 
@@ -6,60 +9,116 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 
-from config import TrainingConfig
+from config import CHECKPOINTS_FOLDER, NEWEST, SETTINGS_FILE, TrainingConfig, checkpoint_folders
+from trainer.durable import flush, flush_tree, write_whole
 from trainer.lora import merged_copy, peft_model_of
 from trainer.verdict import Verdict
 
 ADAPTER_FOLDER = "lora_adapter"
-CONFIG_FILE = "training_config.json"
+CONFIG_FILE = SETTINGS_FILE
 METRICS_FILE = "metrics.json"
 CARD_FILE = "README.md"
 MODEL_MARKER = "modules.json"  # every sentence-transformers folder has it
+LOCK_FILE = f"{CHECKPOINTS_FOLDER}/.lock"
+READY_FOLDER = ".ready"  # a model written to the end, on its way to its place
 
 
 class CheckpointError(RuntimeError):
     """A model cannot be saved where it should go."""
 
 
-def check_output_dir(config: TrainingConfig) -> None:
-    """Refuse, before anything is loaded, an output folder that cannot take the model.
+@contextmanager
+def claimed(output_dir: str | Path) -> Iterator[None]:
+    """While entered, no other run writes to `output_dir`. The system itself ends the claim of a process that is killed.
+
+    One process may claim a folder several times over.
 
     Raises:
-        CheckpointError: it holds a finished model and `overwrite` is off, or other files, or cannot be written to.
+        CheckpointError: another run has claimed it, or it cannot be written to.
+    """
+    folder = Path(output_dir)
+    file = (folder / LOCK_FILE).resolve()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(str(file), timeout=0, is_singleton=True)
+        lock.acquire()
+    except Timeout:
+        raise CheckpointError(
+            f"another run is training into {folder}. Wait for it, or name another folder with --output_dir."
+        ) from None
+    except OSError as error:
+        raise CheckpointError(
+            f"--output_dir {folder}: cannot be written to ({error.strerror}). Name another folder."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def check_output_dir(config: TrainingConfig) -> None:
+    """Refuse, before anything is loaded, an output folder that cannot take the model. A save that was cut off is finished.
+
+    Raises:
+        CheckpointError: it holds a finished model or an unfinished run and `overwrite` is off, or other files, or cannot
+            be written to.
     """
     output_dir = Path(config.output_dir)
-    if (output_dir / MODEL_MARKER).exists() and not config.overwrite:
-        raise CheckpointError(
-            f"{output_dir} holds a finished model already. Name another folder with --output_dir, "
-            "or pass --overwrite to replace it."
-        )
-    if output_dir.is_dir() and any(output_dir.iterdir()) and not (output_dir / CONFIG_FILE).exists():
-        raise CheckpointError(
-            f"--output_dir {output_dir} holds files that no run of train.py made. Name an empty or a new folder."
-        )
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=output_dir):
             pass
+        _finish_interrupted_save(output_dir)
+        found = {path.name for path in output_dir.iterdir()} - {CHECKPOINTS_FOLDER}
     except OSError as error:
         raise CheckpointError(
             f"--output_dir {output_dir}: cannot be written to ({error.strerror}). Name another folder."
         ) from error
+    if found and CONFIG_FILE not in found:
+        raise CheckpointError(
+            f"--output_dir {output_dir} holds files that no run of train.py made. Name an empty or a new folder."
+        )
+    if config.overwrite or _resumes_here(config):
+        return
+    if MODEL_MARKER in found:
+        raise CheckpointError(
+            f"{output_dir} holds a finished model already. Name another folder with --output_dir, "
+            "or pass --overwrite to replace it."
+        )
+    if unfinished := checkpoint_folders(output_dir):
+        raise CheckpointError(
+            f"{output_dir} holds a run that was not finished ({unfinished[0].name}). Go on with it with --resume, name "
+            "another folder with --output_dir, or pass --overwrite to start anew."
+        )
+
+
+def _resumes_here(config: TrainingConfig) -> bool:
+    """Whether the run that goes on is the one of this output_dir: what it holds is then the run's own."""
+    if config.resume in ("", NEWEST):
+        return bool(config.resume)
+    place, output_dir = Path(config.resume).resolve(), Path(config.output_dir).resolve()
+    return place == output_dir or output_dir in place.parents
 
 
 def save_finished_model(model: SentenceTransformer, config: TrainingConfig, metrics: dict[str, Any]) -> None:
     """Write the model, adapters merged in, to `config.output_dir`, and beside it `lora_adapter/`, settings and metrics.
 
-    The folder loads with `SentenceTransformer(path)` alone. Everything is written to a temporary folder first and then
-    moved, so that a failure leaves what was there before. No network is touched.
+    The folder loads with `SentenceTransformer(path)` alone. Everything is written to a folder aside first and brought to
+    the disk; then each file takes its place by a rename. All that tells two models of one base apart is in one of these
+    files, so a kill at any moment leaves the earlier model or this one, loadable; `check_output_dir` moves the rest at the
+    next start. No network is touched.
 
     Raises:
-        CheckpointError: the folder cannot be written (disk full, no permission).
+        CheckpointError: the folder cannot be written (disk full, no permission); what was there is untouched.
     """
     output_dir = Path(config.output_dir)
     # Inside the folder, which may be a mount of its own or a link to another disk: a rename does not cross file systems.
@@ -72,21 +131,48 @@ def save_finished_model(model: SentenceTransformer, config: TrainingConfig, metr
         (staging / ADAPTER_FOLDER / "README.md").unlink(missing_ok=True)
         config.save(staging / CONFIG_FILE)
         write_metrics(staging, metrics)
-        (output_dir / CARD_FILE).unlink(missing_ok=True)  # it speaks of the weights that are replaced
-        _move_into(staging, output_dir)
-    except OSError as error:
+        flush_tree(staging)
+        staging.rename(output_dir / READY_FOLDER)
+        _finish_interrupted_save(output_dir)
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise CheckpointError(
-            f"the model could not be saved to {output_dir}: {error.strerror or error}. Free some space or name another "
+            f"the model could not be saved to {output_dir}: {reason}. Free some space or name another "
             "folder with --output_dir."
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def _finish_interrupted_save(output_dir: Path) -> None:
+    """Move a model that was written to the end into its place; delete what one that was not has left."""
+    for path in output_dir.glob(".saving-*"):
+        shutil.rmtree(path, ignore_errors=True)
+    ready = output_dir / READY_FOLDER
+    if not ready.is_dir():
+        return
+    (output_dir / CARD_FILE).unlink(missing_ok=True)  # it speaks of the weights that are replaced
+    # Without these two no program takes the folder for a model: they come last, and where they change, go first.
+    entrances = [Path("config.json"), Path(MODEL_MARKER)]
+    for name in entrances:
+        if (ready / name).exists() and _content(ready / name) != _content(output_dir / name):
+            (output_dir / name).unlink(missing_ok=True)
+    files = [path.relative_to(ready) for path in sorted(ready.rglob("*")) if path.is_file()]
+    for name in sorted(files, key=lambda name: name in entrances):
+        (output_dir / name).parent.mkdir(exist_ok=True)
+        os.replace(ready / name, output_dir / name)
+    flush(output_dir)
+    shutil.rmtree(ready)
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
+
+
 def write_metrics(folder: str | Path, metrics: dict[str, Any]) -> None:
     """Write `metrics.json`."""
     text = json.dumps(metrics, indent=2, ensure_ascii=False) + "\n"
-    (Path(folder) / METRICS_FILE).write_text(text, encoding="utf-8")
+    write_whole(Path(folder) / METRICS_FILE, text.encode("utf-8"))
 
 
 def write_model_card(config: TrainingConfig, verdict: Verdict, base_note: str) -> None:
@@ -125,12 +211,4 @@ print(model.similarity(queries, passages))
 
 {settings}
 """
-    (Path(config.output_dir) / CARD_FILE).write_text(card, encoding="utf-8")
-
-
-def _move_into(staging: Path, output_dir: Path) -> None:
-    for entry in sorted(staging.iterdir()):
-        target = output_dir / entry.name
-        if target.is_dir() and not target.is_symlink():
-            shutil.rmtree(target)
-        os.replace(entry, target)
+    write_whole(Path(config.output_dir) / CARD_FILE, card.encode("utf-8"))

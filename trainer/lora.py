@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from sentence_transformers import SentenceTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from config import ConfigError, TrainingConfig
 from trainer.dropout import FastDropout, SharedDropout
@@ -91,6 +93,36 @@ def adapter_matrices(model: SentenceTransformer) -> Iterator[tuple[str, nn.Param
 def up_matrices(model: SentenceTransformer) -> list[nn.Parameter]:
     """The adapters' matrices B, (out, r): the update that an adapter adds, B @ A * alpha / r, is proportional to them."""
     return [parameter for name, parameter in adapter_matrices(model) if name.endswith("lora_B")]
+
+
+def adapter_state(model: SentenceTransformer) -> dict[str, Tensor]:
+    """A copy, on the CPU, of the adapter matrices by the names of `adapter_matrices`."""
+    return {name: matrix.detach().cpu().clone() for name, matrix in adapter_matrices(model)}
+
+
+def load_adapter_state(model: SentenceTransformer, state: Mapping[str, Tensor]) -> None:
+    """Put copied adapter matrices back. Raises ValueError where they are of other adapters, or of another base model."""
+    matrices = dict(adapter_matrices(model))
+    wrong = sorted(
+        name
+        for name in matrices.keys() | state.keys()
+        if name not in state or name not in matrices or state[name].shape != matrices[name].shape
+    )
+    if wrong:
+        raise ValueError(f"its adapter is not one of this model: {len(wrong)} matrices differ, such as {wrong[0]}")
+    with torch.no_grad():
+        for name, matrix in matrices.items():
+            matrix.copy_(state[name])
+
+
+def base_fingerprint(model: SentenceTransformer) -> str:
+    """SHA-256 over the frozen weights, with their names and shapes: which base model the adapters are for."""
+    digest = hashlib.sha256()
+    for name, parameter in peft_model_of(model).named_parameters():
+        if not parameter.requires_grad:
+            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
+            digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def merged_copy(model: SentenceTransformer) -> SentenceTransformer:

@@ -9,6 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,16 +18,26 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from config import TrainingConfig
-from trainer.checkpoint import save_finished_model
+from config import TrainingConfig, differing_settings
+from trainer.checkpoint import CheckpointError, check_output_dir, claimed, save_finished_model
 from trainer.device import choose_device, choose_precision
-from trainer.evaluation import RetrievalEvaluator
+from trainer.evaluation import EvaluationError, RetrievalEvaluator
 from trainer.grad_cache import cached_backward, cut_micro_batches, random_state, set_random_state
-from trainer.lora import adapter_matrices, enable_checkpointing, peft_model_of
+from trainer.lora import (
+    adapter_matrices,
+    adapter_state,
+    base_fingerprint,
+    enable_checkpointing,
+    load_adapter_state,
+    peft_model_of,
+)
 from trainer.loss import at_least_float32, contrastive_loss
 from trainer.memory import GIGABYTE, StepMemory, available_bytes, measure_step_memory
-from trainer.monitor import GradientRecorder, Monitor, NullMonitor, TensorBoardMonitor
+from trainer.monitor import GradientRecorder, LossMean, Monitor, NullMonitor, TensorBoardMonitor
 from trainer.packing import PackedEncoder, can_pack, pack
+from trainer.resume import BatchStream, Checkpoint, data_fingerprint, find_checkpoint, how_to_resume, write_checkpoint
+from trainer.schedule import linear_warmup_and_decay, warmup_within
+from trainer.signals import StopRequest, TrainingStopped
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +59,9 @@ class EmbeddingTrainer:
 
     Attributes:
         global_step: optimiser steps done.
-        best_score, best_step: of the checkpoint that `config.output_dir` holds (-inf, 0 before the first).
+        best_score, best_step: of the best evaluation so far, whose adapter is kept (-inf, 0 before the first).
         metrics: of the latest evaluation, by name.
+        log_failure: why the logs are incomplete; "" while they are not.
 
     Raises:
         DeviceError: the device or number format cannot be used.
@@ -65,17 +77,20 @@ class EmbeddingTrainer:
         self.global_step = 0
         self.best_score, self.best_step = -math.inf, 0
         self.metrics: dict[str, float] = {}
+        self._best_metrics: dict[str, float] = {}
+        self._best_adapter: dict[str, Tensor] = {}
         self._packed_encoder = PackedEncoder(model) if can_pack(model) else None
         # Tokens held at once; `_setup_memory` decides it anew when training starts.
         self._max_tokens = self._full_length_tokens()
         self._tokens_tried = 0
         self._monitor: Monitor = NullMonitor()
         self._gradients: GradientRecorder | None = None
+        self._stop = StopRequest()
         self._skipped_in_a_row = 0
         self._optimizer_stepped = False
         self._grad_norm = torch.zeros((), device=self.device)
-        self._window = _LossMean(self.device)
-        self._epoch_window = _LossMean(self.device)
+        self._window = LossMean(self.device)
+        self._epoch_window = LossMean(self.device)
 
     def train(
         self,
@@ -83,7 +98,10 @@ class EmbeddingTrainer:
         train_loss: Any = None,
         evaluator: Any = None,
     ) -> float:
-        """Run all epochs; keep the checkpoint with the best score in `config.output_dir`.
+        """Run all epochs; the model with the best score is in `config.output_dir` then, and checkpoints beside it.
+
+        With `config.resume` the run goes on from its checkpoint: what follows is bitwise what would have followed without
+        the interruption (float32 on a CPU with a fixed number of threads). SIGINT and SIGTERM end it after the step.
 
         Args:
             train_dataloader: has a length; yields lists of InputExample or the tokenised batches of
@@ -98,34 +116,43 @@ class EmbeddingTrainer:
             The best score; -inf without an evaluator (the last state is saved then).
 
         Raises:
-            TrainingError: no batches; or a hundred steps in a row without finite gradients.
-            CheckpointError: the model could not be saved.
+            TrainingError: no batches; or a hundred steps in a row without finite gradients. The best model is saved.
+            TrainingStopped: a signal came. The best model is saved, and a checkpoint.
+            CheckpointError: the model or a checkpoint could not be saved; output_dir holds another model, or another run
+                trains into it; there is no checkpoint to resume from, or it is one of another run.
+            LogError: the log folder cannot be made.
         """
-        steps_per_epoch = len(train_dataloader)  # type: ignore[arg-type]
-        if steps_per_epoch == 0:
+        if len(train_dataloader) == 0:  # type: ignore[arg-type]
             raise TrainingError("there are no batches to train on: fewer pairs than one batch needs")
-        self._setup_memory()  # first: where nothing fits, no log folder is left behind
-        self._setup_tensorboard()
-        self._setup_gradient_logging()
-        optimizer, scheduler, scaler = self._setup_optimizer_and_scheduler(steps_per_epoch * self.config.num_epochs)
-        progress = tqdm(total=steps_per_epoch * self.config.num_epochs, desc="Training", unit="step", dynamic_ncols=True)
-        try:
-            if evaluator is not None:
-                self._log_metrics(self._scores(evaluator))  # step 0: the base model, since fresh adapters change nothing
-            for epoch in range(self.config.num_epochs):
-                self._train_epoch(epoch, train_dataloader, train_loss, evaluator, optimizer, scheduler, scaler, progress)
-            if self.best_step == 0:
-                if evaluator is not None:
+        with claimed(self.config.output_dir), self._stop:
+            check_output_dir(self.config)
+            self._setup_memory()  # first: where nothing fits, no log folder is left behind
+            goes_on = self._begin(train_dataloader)
+            self._setup_gradient_logging()
+            try:
+                if not goes_on:
+                    self._measure_and_keep_the_start(evaluator)
+                steps, done = self._batches.total, self._batches.batches
+                with tqdm(total=steps, initial=done, desc="Training", unit="step", dynamic_ncols=True) as progress:
+                    self._train_steps(train_loss, evaluator, progress)
+                if self.best_step == 0 and evaluator is not None:
                     logger.warning("No evaluation gave a score: the last state is saved")
-                save_finished_model(self.model, self.config, {"step": self.global_step})
-        finally:
-            progress.close()
-            self._monitor.close()
-            if self._gradients is not None:
-                self._gradients.remove()
-                if self._gradients.non_finite:
-                    logger.warning("%d gradients were not logged: not finite", self._gradients.non_finite)
+                self._save_best()
+            except (TrainingError, EvaluationError, KeyboardInterrupt):
+                if self.best_step:
+                    self._save_best()
+                raise
+            finally:
+                self._monitor.close()
+                if self._gradients is not None:
+                    self._gradients.remove()
+                    if self._gradients.non_finite:
+                        logger.warning("%d gradients were not logged: not finite", self._gradients.non_finite)
         return self.best_score
+
+    @property
+    def log_failure(self) -> str:
+        return self._monitor.failure
 
     def evaluate(self, evaluator: Any) -> float:
         """Score of the model as it is: the (first) evaluator's primary metric. All metrics are in `self.metrics` then."""
@@ -145,30 +172,20 @@ class EmbeddingTrainer:
 
     _create_evaluator = create_evaluator
 
-    def _train_epoch(
-        self,
-        epoch: int,
-        train_dataloader: Any,
-        train_loss: Any,
-        evaluator: Any,
-        optimizer: torch.optim.Optimizer,
-        scheduler: torch.optim.lr_scheduler.LRScheduler,
-        scaler: torch.amp.GradScaler,
-        progress: tqdm,
-    ) -> None:
-        config = self.config
+    def _train_steps(self, train_loss: Any, evaluator: Any, progress: tqdm) -> None:
+        config, batches = self.config, self._batches
         self.model.train()
         window_start, window_pairs = time.perf_counter(), 0
-        for index, batch in enumerate(train_dataloader, start=1):
+        for batch in batches:
             due = (self.global_step + 1) % config.log_every_n_steps == 0
             if due and self._gradients is not None:
                 self._gradients.start()
 
             # ----------------------------------------------------------------------------------------------------
-            learning_rate = scheduler.get_last_lr()[0]
-            loss = self._training_step(batch, train_loss, optimizer, scaler)
+            learning_rate = self._scheduler.get_last_lr()[0]
+            loss = self._training_step(batch, train_loss, self._optimizer, self._scaler)
             if self._optimizer_stepped:
-                scheduler.step()
+                self._scheduler.step()
                 self.global_step += 1
             # ----------------------------------------------------------------------------------------------------
 
@@ -176,12 +193,13 @@ class EmbeddingTrainer:
             self._epoch_window.add(loss)
             window_pairs += _batch_length(batch)
             progress.update()
+            stopping = self._stop.received  # a signal during what follows is for the next step
             if due and self._optimizer_stepped:
                 seconds = time.perf_counter() - window_start
                 measured: dict[str, float] = {
                     "train/loss": self._window.mean(),
                     "train/learning_rate": float(learning_rate),
-                    "train/epoch": epoch + index / len(train_dataloader),
+                    "train/epoch": batches.epochs_done,
                     "train/grad_norm": self._grad_norm.item(),
                     "train/pairs_per_second": window_pairs / seconds,
                 }
@@ -190,12 +208,22 @@ class EmbeddingTrainer:
                     self._monitor.log_gradients(self._last_gradients, self.global_step)
                 progress.set_postfix(loss=f"{measured['train/loss']:.3f}", lr=f"{learning_rate:.1e}")
                 window_start, window_pairs = time.perf_counter(), 0
-            last = index == len(train_dataloader)
-            if evaluator is not None and (last or (self._optimizer_stepped and self.global_step % config.eval_steps == 0)):
+            if batches.at_epoch_end:
+                self._log_metrics({"train/epoch_loss": self._epoch_window.mean()})
+            if evaluator is not None and (batches.at_epoch_end or self._is_due(config.eval_steps)):
                 before = time.perf_counter()
                 self._evaluate_and_save(evaluator)
                 window_start += time.perf_counter() - before  # the rate is that of training alone
-        self._log_metrics({"train/epoch_loss": self._epoch_window.mean()})
+            elif batches.at_epoch_end or stopping or self._is_due(config.checkpoint_steps):
+                self._save_checkpoint()
+            if stopping:
+                raise TrainingStopped(
+                    stopping, f"Stopped after step {self.global_step}. Go on with: {how_to_resume(config)}"
+                )
+
+    def _is_due(self, every: int) -> bool:
+        """Whether a chore that comes after each `every` steps is to be done now; a skipped step counts for none."""
+        return self._optimizer_stepped and self.global_step % every == 0
 
     def _training_step(
         self, batch: Any, train_loss: Any, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
@@ -367,11 +395,16 @@ class EmbeddingTrainer:
         dtype = AUTOCAST_TYPES.get(self.precision)
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
-    def _setup_tensorboard(self) -> None:
+    def _setup_tensorboard(self, earlier_run_dir: str = "") -> None:
+        """Logs in a folder of their own, or, of a run that goes on, in the same one from the next step on."""
         if not self.config.log_dir:
             return
-        self._monitor = TensorBoardMonitor(self.config.log_dir)
-        self._monitor.log_config(self.config.to_dict())
+        run_dir = Path(earlier_run_dir)
+        if earlier_run_dir and run_dir.is_dir() and run_dir.parent == Path(self.config.log_dir):
+            self._monitor = TensorBoardMonitor(self.config.log_dir, run_dir, purge_step=self.global_step + 1)
+        else:
+            self._monitor = TensorBoardMonitor(self.config.log_dir)
+            self._monitor.log_config(self.config.to_dict())
         logger.info("TensorBoard logs go to %s (./run_tensorboard.sh shows them)", self._monitor.run_dir)
 
     def _setup_gradient_logging(self) -> None:
@@ -379,7 +412,7 @@ class EmbeddingTrainer:
             self._gradients = GradientRecorder(adapter_matrices(self.model))
 
     def _setup_optimizer_and_scheduler(
-        self, total_steps: int
+        self, total_steps: int, steps_done: int = 0
     ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, torch.amp.GradScaler]:
         """AdamW over the adapters, linear warm-up and decay to 0, and the scaler of fp16.
 
@@ -388,9 +421,11 @@ class EmbeddingTrainer:
         config = self.config
         trainable = [p for p in self.model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
+        optimizer.param_groups[0]["initial_lr"] = config.learning_rate  # what a scheduler that goes on starts from
         optimizer.register_step_post_hook(self._note_step)
         warmup = warmup_within(config.warmup_steps, total_steps)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, linear_warmup_and_decay(warmup, total_steps))
+        factor = linear_warmup_and_decay(warmup, total_steps)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor, last_epoch=steps_done - 1)
         if self.precision == "fp16":
             scaler = torch.amp.GradScaler(self.device.type)
         else:
@@ -437,56 +472,134 @@ class EmbeddingTrainer:
                 self.metrics |= {name: float(value) for name, value in named.items()}
         return {"eval/score": scores[0], **{f"eval/{name}": value for name, value in self.metrics.items()}}
 
+    def _measure_and_keep_the_start(self, evaluator: Any) -> None:
+        if evaluator is not None:
+            self._log_metrics(self._scores(evaluator))  # step 0: the base model, since fresh adapters change nothing
+        self._save_checkpoint()
+
     def _evaluate_and_save(self, evaluator: Any) -> None:
-        """Evaluate, log, and keep the model in `config.output_dir` where it is the best so far."""
+        """Evaluate, log, keep the adapter where it is the best so far, and a checkpoint."""
         scores = self._scores(evaluator)
         self._log_metrics(scores)
-        self._monitor.flush()
         self.model.train()
         score = scores["eval/score"]
         better = score > self.best_score
-        logger.info("Step %d: score %.4f%s", self.global_step, score, " (best so far, saved)" if better else "")
+        logger.info("Step %d: score %.4f%s", self.global_step, score, " (best so far)" if better else "")
         if better:
-            self.best_score, self.best_step = score, self.global_step
-            save_finished_model(self.model, self.config, {"step": self.global_step, "validation": self.metrics})
+            self.best_score, self.best_step, self._best_metrics = score, self.global_step, dict(self.metrics)
+            self._best_adapter = adapter_state(self.model)
+        self._save_checkpoint()
 
+    def _save_best(self) -> None:
+        """The finished model: the best adapter merged in, or without one the present adapter."""
+        if not self.best_step:
+            save_finished_model(self.model, self.config, {"step": self.global_step})
+            return
+        present = adapter_state(self.model)
+        load_adapter_state(self.model, self._best_adapter)
+        save_finished_model(self.model, self.config, {"step": self.best_step, "validation": self._best_metrics})
+        load_adapter_state(self.model, present)
 
-def warmup_within(warmup_steps: int, total_steps: int) -> int:
-    """The warm-up steps of a run: as asked, but never more than a tenth of it: a longer one leaves no time to learn."""
-    longest = total_steps // 10
-    if warmup_steps <= longest:
-        return warmup_steps
-    logger.info("Warm-up shortened from %d to %d steps: a tenth of the %d steps", warmup_steps, longest, total_steps)
-    return longest
+    # --- going on ---------------------------------------------------------------------------------------------------
 
+    def _begin(self, train_dataloader: Any) -> bool:
+        """Everything that a run carries along: anew, or as its checkpoint has it. Returns whether there was one."""
+        config = self.config
+        checkpoint = find_checkpoint(config) if config.resume else None
+        self._identity = {
+            "device": self.device.type,
+            "precision": self.precision,
+            "training data": data_fingerprint(train_dataloader),
+            "base model": base_fingerprint(self.model),
+        }
+        self._batches = BatchStream(train_dataloader, config.num_epochs, self.device)
+        if checkpoint is None:
+            self._optimizer, self._scheduler, self._scaler = self._setup_optimizer_and_scheduler(self._batches.total)
+            self._setup_tensorboard()
+            return False
+        try:
+            different = self._differences(checkpoint)
+            if not different or config.resume_force:
+                self._restore(checkpoint)
+        except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"the checkpoint {checkpoint.path} cannot be resumed: {error}") from error
+        if different and not config.resume_force:
+            raise CheckpointError(
+                "\n".join([f"{checkpoint.path} is of a run that differs from this one:", *different])
+                + "\nResume it as it was, or pass --resume_force, which goes on to another result."
+            )
+        logger.info("Going on after step %d (%s)", self.global_step, checkpoint.path)
+        self._setup_tensorboard(checkpoint.state["log_dir"])
+        return True
 
-def linear_warmup_and_decay(warmup_steps: int, total_steps: int) -> Callable[[int], float]:
-    """Step (from 0) → factor on the learning rate: linear up to 1 at step `warmup_steps`, then linear towards 0, which it
-    would reach one step after the last: neither the first step nor the last is wasted on a rate of 0."""
+    def _differences(self, checkpoint: Checkpoint) -> list[str]:
+        """What would make the run end in another model than the one whose checkpoint this is."""
+        before = checkpoint.state["identity"]
+        return differing_settings(checkpoint.settings, self.config) + [
+            f"{name}: the run that is resumed had {before[name][:12]}, not {now[:12]}"
+            for name, now in self._identity.items()
+            if before[name] != now
+        ]
 
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / (warmup_steps + 1)
-        return max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
+    def _save_checkpoint(self) -> None:
+        """All that `_restore` takes back; the logs up to here are on the disk before it."""
+        self._monitor.flush()
+        place, random_states = self._batches.state()
+        state = {
+            "global_step": self.global_step,
+            "skipped_in_a_row": self._skipped_in_a_row,
+            "max_tokens": self._max_tokens,
+            "loss_sum": self._window.state(),
+            "epoch_loss_sum": self._epoch_window.state(),
+            "metrics": self.metrics,
+            "best": {
+                "score": self.best_score if self.best_step else None,
+                "step": self.best_step,
+                "metrics": self._best_metrics,
+            },
+            "scheduler": {"last_epoch": self._scheduler.last_epoch},
+            "scaler": self._scaler.state_dict(),
+            "place": place,
+            "identity": self._identity,
+            "log_dir": str(self._monitor.run_dir or ""),
+        }
+        moments = {
+            f"{number}.{name}": value.cpu()
+            for number, parameter_state in self._optimizer.state_dict()["state"].items()
+            for name, value in parameter_state.items()
+        }
+        tensors = {
+            "adapter": adapter_state(self.model),
+            "best_adapter": self._best_adapter,
+            "optimizer": moments,
+            "random": random_states,
+        }
+        write_checkpoint(self.config, self._batches.batches, state, tensors)
 
-    return factor
-
-
-class _LossMean:
-    """Mean of the finite losses since it was last asked for, summed on the device so that adding does not wait for it."""
-
-    def __init__(self, device: torch.device):
-        self._sums = torch.zeros(2, device=device)
-
-    def add(self, loss: Tensor) -> None:
-        finite = torch.isfinite(loss)
-        self._sums += torch.stack([torch.where(finite, loss, 0.0).float(), finite.float()])
-
-    def mean(self) -> float:
-        """NaN where no finite loss was added."""
-        total, count = self._sums.tolist()
-        self._sums.zero_()
-        return total / count if count else math.nan
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        state, tensors = checkpoint.state, checkpoint.tensors
+        load_adapter_state(self.model, tensors["adapter"])
+        self._best_adapter = tensors["best_adapter"]
+        best = state["best"]
+        self.best_score = -math.inf if best["score"] is None else best["score"]
+        self.best_step, self._best_metrics = best["step"], best["metrics"]
+        self.metrics = state["metrics"]
+        self.global_step, self._skipped_in_a_row = state["global_step"], state["skipped_in_a_row"]
+        self._max_tokens = min(self._max_tokens, state["max_tokens"])
+        self._window.restore(state["loss_sum"])
+        self._epoch_window.restore(state["epoch_loss_sum"])
+        self._optimizer, self._scheduler, self._scaler = self._setup_optimizer_and_scheduler(
+            self._batches.total, state["scheduler"]["last_epoch"]
+        )
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors["optimizer"].items():
+            number, name = key.split(".", 1)
+            moments.setdefault(int(number), {})[name] = value
+        # The groups are those of the settings: what was saved is what the steps have made.
+        self._optimizer.load_state_dict(self._optimizer.state_dict() | {"state": moments})
+        if state["identity"]["precision"] == self.precision:
+            self._scaler.load_state_dict(state["scaler"])
+        self._batches.restore(state["place"], tensors["random"])
 
 
 def _batch_length(batch: Any) -> int:
