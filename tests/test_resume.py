@@ -213,7 +213,7 @@ def test_the_run_to_compare_with_learns(uninterrupted):
     losses = [value for _, value in uninterrupted["curves"]["train/loss"]]
     assert len(set(losses)) == STEPS and losses[-1] < losses[0]
     assert [step for step, _ in uninterrupted["curves"]["eval/score"]] == [0, 3, 4, 6, 8]
-    assert uninterrupted["curves"]["eval/score"][0][1] < max(score for _, score in uninterrupted["curves"]["eval/score"])
+    assert len({score for _, score in uninterrupted["curves"]["eval/score"]}) > 1  # else equal scores would say nothing
 
 
 def test_killed_in_a_step_an_evaluation_a_checkpoint_and_the_last_save(run_settings, train_toy, in_child, uninterrupted):
