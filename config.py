@@ -168,6 +168,18 @@ class TrainingConfig:
 
     # Evaluation, logs and results
     eval_steps: int = setting(1000, "evaluate after this many steps, and at each epoch's end", at_least=1)
+    selection: str = setting(
+        "answers",
+        "what the best checkpoint is, on the validation articles: answers = most MRR@10 of answers; both = the same among "
+        "those that find paragraphs no worse than the base model does",
+        choices=("answers", "both"),
+    )
+    adapter_scales: list[float] = setting(
+        [1.0],
+        "strengths of the trained update to choose from at the end, by `selection`: 1 = as trained",
+        above=0,
+        at_most=10,
+    )
     log_dir: str = setting(
         "./logs/tensorboard", "TensorBoard folder; empty = no logs", may_be_empty=True, changes_result=False
     )
@@ -407,8 +419,8 @@ def _parse_options(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             options |= {"nargs": "?", "const": "true", "metavar": "true|false"}
         elif spec.metadata["alone"]:
             options |= {"nargs": "?", "const": spec.metadata["alone"], "metavar": "PATH"}
-        elif types[spec.name] == list[str]:
-            options |= {"nargs": "+", "metavar": "NAME"}
+        elif types[spec.name] in (list[str], list[float]):
+            options |= {"nargs": "+", "metavar": "NAME" if types[spec.name] == list[str] else "NUMBER"}
         else:
             options["metavar"] = "|".join(spec.metadata["choices"] or ()) or types[spec.name].__name__.upper()
         parser.add_argument(f"--{spec.name}", **options)
@@ -473,7 +485,7 @@ def _suggestion(name: str, prefix: str = "") -> str:
 
 def _shown(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(value)
+        return ", ".join(map(str, value))
     if isinstance(value, bool):
         return str(value).lower()
     return "(empty)" if value == "" else str(value)
@@ -485,6 +497,12 @@ def _checked(value: Any, kind: Any, metadata: Mapping[str, Any]) -> Any:
         return _as_bool(value)
     if kind == list[str]:
         return _as_names(value)
+    if kind == list[float]:
+        parts = value if isinstance(value, list | tuple) else [value]
+        texts = [text for part in parts for text in (part.split(",") if isinstance(part, str) else [part])]
+        if not texts:
+            raise ValueError("must hold at least one number")
+        return [_checked(text, float, metadata) for text in texts]
     if kind is str:
         return _as_text(value, metadata)
     number = _as_number(value, kind)

@@ -105,6 +105,8 @@ def train_and_judge(config: TrainingConfig, dataset: dict[str, Any]) -> str:
     record = {
         "base_model": {"name": config.model_name, "source": source.kind, "note": source.note},
         "step": trainer.best_step or trainer.global_step,
+        "validation": trainer.best_metrics,
+        "optimiser_seconds": round(trainer.optimiser_seconds, 1),
         "held_out": verdict.to_dict(),
     }
     write_metrics(config.output_dir, record)

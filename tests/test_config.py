@@ -126,11 +126,15 @@ def test_every_field_is_an_option_and_a_recipe_key(recipe):
         "lora_target_modules": ["dense"],
         "objective": "context",
         "false_negatives": ["none"],
+        "selection": "both",
+        "adapter_scales": [0.5, 1.5],
     }
     assert other.keys() == DEFAULTS.keys()
     del other["resume"]  # which takes the other settings from the run: see below
     argv = [
-        part for name, value in other.items() for part in (f"--{name}", value[0] if isinstance(value, list) else str(value))
+        part
+        for name, value in other.items()
+        for part in (f"--{name}", ",".join(map(str, value)) if isinstance(value, list) else str(value))
     ]
     assert config_from_command_line(argv).to_dict() == other | {"resume": ""}
     assert config_from_command_line(["--recipe", recipe(json.dumps(other))]).to_dict() == other | {"resume": ""}

@@ -156,6 +156,30 @@ def test_the_score_and_the_best_checkpoint_are_those_of_the_best_step(make_train
     assert '"step": 4' in metrics and '"answers_mrr@10": 0.7' in metrics
 
 
+def test_the_best_strength_of_the_best_and_of_the_last_adapter_is_saved(make_trainer):
+    trainer = make_trainer(num_epochs=2, adapter_scales=[0.5, 1.5])
+    # The base model, two epochs of which the first is the best, then both strengths of the last adapter and of the best.
+    script = Script(0.1, 0.6, 0.5, 0.2, 0.7, 0.3, 0.65)
+    assert trainer.train(batches(2), evaluator=script) == 0.7
+    assert (trainer.best_step, trainer.best_metrics["adapter_scale"], script.calls) == (4, 1.5, 7)
+    saved = SentenceTransformer(trainer.config.output_dir, device="cpu").encode_query(list(QUERIES.values()))
+    distances = [abs(saved - embeddings).max() for embeddings in script.embeddings]
+    assert distances[4] < 1e-5 and all(d > 1e-3 for i, d in enumerate(distances) if i != 4)
+    assert '"adapter_scale": 1.5' in (Path(trainer.config.output_dir) / "metrics.json").read_text()
+
+
+def test_both_keeps_the_checkpoint_that_does_not_lose_paragraphs(make_trainer):
+    found = iter([(0.1, 0.8), (0.5, 0.7), (0.3, 0.8), (0.4, 0.79)])
+
+    def evaluator(model):
+        answers, paragraphs = next(found)
+        return {"answers_mrr@10": answers, "paragraphs_mrr@10": paragraphs}
+
+    trainer = make_trainer(num_epochs=3, selection="both")
+    assert trainer.train(batches(2), evaluator=evaluator) == 0.3
+    assert trainer.best_step == 4
+
+
 def test_evaluation_comes_after_eval_steps_and_at_each_epoch_s_end_but_once(make_trainer, scalars):
     trainer = make_trainer(num_epochs=2, eval_steps=3)
     trainer.train(batches(5), evaluator=Script(0.1, 0.2, 0.3, 0.4, 0.5, 0.6))

@@ -90,11 +90,6 @@ def adapter_matrices(model: SentenceTransformer) -> Iterator[tuple[str, nn.Param
             yield name.removeprefix("base_model.model.").removesuffix(".weight").removesuffix(".default"), parameter
 
 
-def up_matrices(model: SentenceTransformer) -> list[nn.Parameter]:
-    """The adapters' matrices B, (out, r): the update that an adapter adds, B @ A * alpha / r, is proportional to them."""
-    return [parameter for name, parameter in adapter_matrices(model) if name.endswith("lora_B")]
-
-
 def adapter_state(model: SentenceTransformer) -> dict[str, Tensor]:
     """A copy, on the CPU, of the adapter matrices by the names of `adapter_matrices`."""
     return {name: matrix.detach().cpu().clone() for name, matrix in adapter_matrices(model)}
@@ -113,6 +108,11 @@ def load_adapter_state(model: SentenceTransformer, state: Mapping[str, Tensor]) 
     with torch.no_grad():
         for name, matrix in matrices.items():
             matrix.copy_(state[name])
+
+
+def scaled_adapter(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """Matrices of `adapter_state` whose update, B @ A * alpha / r, is `scale` times what it was."""
+    return {name: matrix * scale if name.endswith("lora_B") else matrix for name, matrix in state.items()}
 
 
 def base_fingerprint(model: SentenceTransformer) -> str:

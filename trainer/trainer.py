@@ -30,6 +30,7 @@ from trainer.lora import (
     enable_checkpointing,
     load_adapter_state,
     peft_model_of,
+    scaled_adapter,
 )
 from trainer.loss import at_least_float32, contrastive_loss
 from trainer.memory import GIGABYTE, StepMemory, available_bytes, measure_step_memory
@@ -37,6 +38,7 @@ from trainer.monitor import GradientRecorder, LossMean, Monitor, NullMonitor, Te
 from trainer.packing import PackedEncoder, can_pack, pack
 from trainer.resume import BatchStream, Checkpoint, data_fingerprint, find_checkpoint, how_to_resume, write_checkpoint
 from trainer.schedule import linear_warmup_and_decay, warmup_within
+from trainer.selection import selection_score
 from trainer.signals import StopRequest, TrainingStopped
 
 logger = logging.getLogger(__name__)
@@ -59,8 +61,10 @@ class EmbeddingTrainer:
 
     Attributes:
         global_step: optimiser steps done.
-        best_score, best_step: of the best evaluation so far, whose adapter is kept (-inf, 0 before the first).
+        best_score, best_step, best_metrics: of the best evaluation so far, whose adapter is kept (-inf, 0, {} before the
+            first). `adapter_scale` stands among the metrics where one was chosen.
         metrics: of the latest evaluation, by name.
+        optimiser_seconds: spent in steps, without evaluations, logs and checkpoints.
         log_failure: why the logs are incomplete; "" while they are not.
 
     Raises:
@@ -77,7 +81,9 @@ class EmbeddingTrainer:
         self.global_step = 0
         self.best_score, self.best_step = -math.inf, 0
         self.metrics: dict[str, float] = {}
-        self._best_metrics: dict[str, float] = {}
+        self.optimiser_seconds = 0.0
+        self._start_metrics: dict[str, float] = {}  # of the untouched base model
+        self.best_metrics: dict[str, float] = {}
         self._best_adapter: dict[str, Tensor] = {}
         self._packed_encoder = PackedEncoder(model) if can_pack(model) else None
         # Tokens held at once; `_setup_memory` decides it anew when training starts.
@@ -137,6 +143,8 @@ class EmbeddingTrainer:
                     self._train_steps(train_loss, evaluator, progress)
                 if self.best_step == 0 and evaluator is not None:
                     logger.warning("No evaluation gave a score: the last state is saved")
+                if self.best_step and self.config.adapter_scales != [1.0]:
+                    self._choose_adapter_scale(evaluator)
                 self._save_best()
             except (TrainingError, EvaluationError, KeyboardInterrupt):
                 if self.best_step:
@@ -182,11 +190,13 @@ class EmbeddingTrainer:
                 self._gradients.start()
 
             # ----------------------------------------------------------------------------------------------------
+            began = time.perf_counter()
             learning_rate = self._scheduler.get_last_lr()[0]
             loss = self._training_step(batch, train_loss, self._optimizer, self._scaler)
             if self._optimizer_stepped:
                 self._scheduler.step()
                 self.global_step += 1
+            self.optimiser_seconds += time.perf_counter() - began
             # ----------------------------------------------------------------------------------------------------
 
             self._window.add(loss)
@@ -470,7 +480,9 @@ class EmbeddingTrainer:
                 primary = getattr(one, "primary_metric", None) or next(iter(named))
                 scores.append(float(named[primary]))
                 self.metrics |= {name: float(value) for name, value in named.items()}
-        return {"eval/score": scores[0], **{f"eval/{name}": value for name, value in self.metrics.items()}}
+        self._start_metrics = self._start_metrics or dict(self.metrics)
+        score = selection_score(self.metrics, self._start_metrics, self.config.selection, scores[0])
+        return {"eval/score": score, **{f"eval/{name}": value for name, value in self.metrics.items()}}
 
     def _measure_and_keep_the_start(self, evaluator: Any) -> None:
         if evaluator is not None:
@@ -486,9 +498,24 @@ class EmbeddingTrainer:
         better = score > self.best_score
         logger.info("Step %d: score %.4f%s", self.global_step, score, " (best so far)" if better else "")
         if better:
-            self.best_score, self.best_step, self._best_metrics = score, self.global_step, dict(self.metrics)
+            self.best_score, self.best_step, self.best_metrics = score, self.global_step, dict(self.metrics)
             self._best_adapter = adapter_state(self.model)
         self._save_checkpoint()
+
+    def _choose_adapter_scale(self, evaluator: Any) -> None:
+        """Keep the best strength of the best adapter, or of the last one."""
+        found: dict[tuple[int, float], tuple[float, dict[str, float], dict[str, Tensor]]] = {}
+        last = adapter_state(self.model)
+        for step, adapter in {self.global_step: last, self.best_step: self._best_adapter}.items():
+            for scale in self.config.adapter_scales:
+                load_adapter_state(self.model, scaled_adapter(adapter, scale))
+                score = self.evaluate(evaluator)
+                logger.info("Step %d, adapter times %g: score %.4f", step, scale, score)
+                found[step, scale] = score, dict(self.metrics), adapter_state(self.model)
+        load_adapter_state(self.model, last)
+        (step, scale), (score, metrics, adapter) = max(found.items(), key=lambda item: item[1][0])
+        self.best_score, self.best_step = score, step
+        self.best_metrics, self._best_adapter = metrics | {"adapter_scale": scale}, adapter
 
     def _save_best(self) -> None:
         """The finished model: the best adapter merged in, or without one the present adapter."""
@@ -497,7 +524,7 @@ class EmbeddingTrainer:
             return
         present = adapter_state(self.model)
         load_adapter_state(self.model, self._best_adapter)
-        save_finished_model(self.model, self.config, {"step": self.best_step, "validation": self._best_metrics})
+        save_finished_model(self.model, self.config, {"step": self.best_step, "validation": self.best_metrics})
         load_adapter_state(self.model, present)
 
     # --- going on ---------------------------------------------------------------------------------------------------
@@ -552,10 +579,12 @@ class EmbeddingTrainer:
             "loss_sum": self._window.state(),
             "epoch_loss_sum": self._epoch_window.state(),
             "metrics": self.metrics,
+            "optimiser_seconds": self.optimiser_seconds,
+            "start_metrics": self._start_metrics,
             "best": {
                 "score": self.best_score if self.best_step else None,
                 "step": self.best_step,
-                "metrics": self._best_metrics,
+                "metrics": self.best_metrics,
             },
             "scheduler": {"last_epoch": self._scheduler.last_epoch},
             "scaler": self._scaler.state_dict(),
@@ -582,9 +611,10 @@ class EmbeddingTrainer:
         self._best_adapter = tensors["best_adapter"]
         best = state["best"]
         self.best_score = -math.inf if best["score"] is None else best["score"]
-        self.best_step, self._best_metrics = best["step"], best["metrics"]
-        self.metrics = state["metrics"]
+        self.best_step, self.best_metrics = best["step"], best["metrics"]
+        self.metrics, self._start_metrics = state["metrics"], state["start_metrics"]
         self.global_step, self._skipped_in_a_row = state["global_step"], state["skipped_in_a_row"]
+        self.optimiser_seconds = state["optimiser_seconds"]
         self._max_tokens = min(self._max_tokens, state["max_tokens"])
         self._window.restore(state["loss_sum"])
         self._epoch_window.restore(state["epoch_loss_sum"])
