@@ -29,15 +29,23 @@ def test_embeddings_equal_the_padded_ones(toy_model, group_cost):
     torch.testing.assert_close(packed, padded, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_gradients_equal_the_padded_ones_in_float64(toy_model_dir, toy_config, checkpointing):
+QKV = ["query", "key", "value"]
+ALL_LINEAR = [*QKV, "attention.output.dense", "intermediate.dense", "output.dense"]
+
+
+@pytest.mark.parametrize(
+    ("targets", "checkpointing"), [(QKV, False), (QKV, True), (ALL_LINEAR, False), (ALL_LINEAR, True), (["query"], False)]
+)
+def test_gradients_equal_the_padded_ones_in_float64(toy_model_dir, toy_config, targets, checkpointing):
     from sentence_transformers import SentenceTransformer
 
     found = []
     for packed in (False, True):
         torch.manual_seed(1)
         model = SentenceTransformer(str(toy_model_dir), device="cpu")
-        config = toy_config(gradient_checkpointing=checkpointing, lora_dropout=0, encoder_dropout=0)
+        config = toy_config(
+            gradient_checkpointing=checkpointing, lora_dropout=0, encoder_dropout=0, lora_target_modules=targets
+        )
         setup_lora_model(model, config).double().train()
         for name, parameter in model.named_parameters():
             if "lora_B" in name:  # zero at first: the gradient of A would be zero too

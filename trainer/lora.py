@@ -144,8 +144,8 @@ def _share_dropout(encoder: nn.Module) -> None:
             for name, child in block.named_children()
             if name in ("query", "key", "value") and isinstance(child, LoraLayer)
         ]
-        if len(adapters) > 1 and isinstance(adapters[0].lora_dropout["default"], nn.Dropout):
-            shared = SharedDropout(adapters[0].lora_dropout["default"].p, len(adapters))
+        if len(adapters) > 1:
+            shared = SharedDropout(getattr(adapters[0].lora_dropout["default"], "p", 0.0), len(adapters))  # or an Identity
             for adapter in adapters:
                 adapter.lora_dropout["default"] = shared
 

@@ -180,7 +180,7 @@ class QueryKeyValue:
 
     def __init__(self, attention: Any):
         self._modules = (attention.query, attention.key, attention.value)
-        self._fused = _are_alike(self._modules)
+        self._fused = _are_alike(self._modules) and isinstance(attention.query.lora_dropout["default"], SharedDropout)
         self._frozen: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, hidden: Tensor) -> Tensor:
@@ -208,7 +208,7 @@ class QueryKeyValue:
 
 
 def _are_alike(modules: Any) -> bool:
-    """Whether the modules are frozen linear layers with plain LoRA adapters of one rank, scaling and shared dropout."""
+    """Whether the modules are frozen linear layers with plain LoRA adapters of one rank, scaling and dropout."""
     if not all(isinstance(module, LoraLinear) and module.active_adapters == ["default"] for module in modules):
         return False
     first = modules[0]
@@ -216,7 +216,6 @@ def _are_alike(modules: Any) -> bool:
         module.r == first.r
         and module.scaling == first.scaling
         and module.lora_dropout["default"] is first.lora_dropout["default"]
-        and isinstance(module.lora_dropout["default"], SharedDropout)
         and not module.merged
         and not module.lora_variant
         and not any(p.requires_grad for p in module.get_base_layer().parameters())
@@ -227,8 +226,24 @@ def _are_alike(modules: Any) -> bool:
 def _layer(layer: Any, projection: QueryKeyValue, hidden: Tensor, groups: tuple[Group, ...]) -> Tensor:
     """One BertLayer: (N, D) → (N, D)."""
     attended = _attention(layer.attention.self, projection(hidden), groups)
-    hidden = layer.attention.output(attended, hidden)
-    return layer.output(layer.intermediate(hidden), hidden)
+    hidden = _add_and_norm(layer.attention.output, attended, hidden)
+    activated = layer.intermediate.intermediate_act_fn(_linear(layer.intermediate.dense, hidden))
+    return _add_and_norm(layer.output, activated, hidden)
+
+
+def _add_and_norm(block: Any, source: Tensor, residual: Tensor) -> Tensor:
+    """BERT's output block: projection, dropout, residual sum, layer norm."""
+    return block.LayerNorm(block.dropout(_linear(block.dense, source)) + residual)
+
+
+def _linear(module: Any, source: Tensor) -> Tensor:
+    """A linear layer, its adapter's update added in the same product: (N, in) → (N, out)."""
+    if not _are_alike([module]):
+        return module(source)
+    dropped = module.lora_dropout["default"](source)
+    down, up = module.lora_A["default"].weight, module.lora_B["default"].weight  # (r, in), (out, r)
+    low_rank = dropped.to(down.dtype) @ down.T * module.scaling["default"]  # (N, r)
+    return torch.addmm(module.get_base_layer()(source), low_rank, up.T)
 
 
 def _attention(attention: Any, qkv: Tensor, groups: tuple[Group, ...]) -> Tensor:
