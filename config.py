@@ -111,11 +111,10 @@ class TrainingConfig:
         "what a question is trained to find: answer, sentence, window or context; or several, each with its passes over "
         "the questions in an epoch: answer=1,context=0.5",
     )
-    article_group: int = setting(
-        1,
-        "questions of one article that stand together in a batch: harder negatives; 1 = no grouping",
-        at_least=1,
-        at_most=65_536,
+    article_group: str = setting(
+        "1",
+        "questions of one article that stand together in a batch, as harder negatives: a number, or one for some kinds, as "
+        "context=16; 1 = no grouping",
     )
     false_negatives: list[str] = setting(
         ["identical"],
@@ -220,7 +219,11 @@ class TrainingConfig:
     def validate(self) -> None:
         """Convert every value to its field's type and check its limits. Raises ConfigError with all problems."""
         types = get_type_hints(type(self))
-        more_checks: dict[str, Callable] = {"objective": objective_weights, "false_negatives": _check_false_negatives}
+        more_checks: dict[str, Callable] = {
+            "objective": objective_weights,
+            "article_group": article_groups,
+            "false_negatives": _check_false_negatives,
+        }
         problems = []
         for spec in dataclasses.fields(self):
             try:
@@ -272,6 +275,24 @@ def objective_weights(objective: str) -> dict[str, float]:
         if not 0 < weights[kind] <= 100:
             raise ValueError(f"{kind} must be above 0 and at most 100, not {number}")
     return weights
+
+
+def article_groups(text: str) -> dict[str, int]:
+    """ "16" → 16 for each kind of OBJECTIVES; "context=16" → 16 for that kind and 1 for the others.
+
+    Raises:
+        ValueError: an unknown or repeated kind, or a number that is not a whole one from 1 to 65,536.
+    """
+    named = dict.fromkeys(OBJECTIVES, text) if "=" not in text else {}
+    for part in text.split(",") if "=" in text else []:
+        kind, _, number = (piece.strip() for piece in part.partition("="))
+        if kind not in OBJECTIVES or kind in named:
+            raise ValueError(f"must be a number, or one for each of some of {', '.join(OBJECTIVES)}, not {part!r}")
+        named[kind] = number
+    groups = {kind: int(_as_number(named.get(kind, 1), int)) for kind in OBJECTIVES}
+    if not all(1 <= group <= 65_536 for group in groups.values()):
+        raise ValueError(f"must be at least 1 and at most 65,536, not {text}")
+    return groups
 
 
 def _check_false_negatives(names: Sequence[str]) -> None:

@@ -174,7 +174,7 @@ class BatchOrder:
     """The batches of an epoch, as lists of example numbers; a torch sampler of batches.
 
     Each kind of example gives batches of its own, as many passes over it as its weight says (the part of a pass is drawn
-    anew each epoch), and the batches of all kinds are shuffled together. Within a pass, `group` questions of one article
+    anew each epoch), and the batches of all kinds are shuffled together. Within a pass, so many questions of one article
     stand together, those of one paragraph side by side, since a batch embeds it once. An incomplete last batch of a pass is
     dropped where it is not the only one: every step then sees equally many negatives, and none a single pair, which has no
     negative at all.
@@ -183,7 +183,7 @@ class BatchOrder:
         examples: n pairs; without `kind` and `article` all are of one kind, and each an article of its own.
         batch_size: pairs in a batch.
         weights: passes an epoch of each kind; None: one of each.
-        group: questions of one article that stand together; 1: none do.
+        groups: of each kind, questions of one article that stand together; None: none do.
         generator: decides the order; None: the order of the examples stays, kind by kind.
     """
 
@@ -192,10 +192,10 @@ class BatchOrder:
         examples: Sequence["InputExample"],
         batch_size: int,
         weights: Mapping[str, float] | None = None,
-        group: int = 1,
+        groups: Mapping[str, int] | None = None,
         generator: "torch.Generator | None" = None,
     ):
-        self._batch_size, self._group, self._generator = batch_size, group, generator
+        self._batch_size, self._groups, self._generator = batch_size, groups or {}, generator
         self._members: dict[str, list[int]] = {}
         for number, example in enumerate(examples):
             self._members.setdefault(getattr(example, "kind", "answer"), []).append(number)
@@ -226,7 +226,8 @@ class BatchOrder:
 
     def _one_pass(self, kind: str, members: list[int]) -> list[int]:
         order = [members[place] for place in self._permutation(len(members))]
-        if self._group == 1:
+        group = self._groups.get(kind, 1)
+        if group == 1:
             return order
         by_article: dict[int, list[int]] = {}
         for number in order:
@@ -234,9 +235,7 @@ class BatchOrder:
         if kind == "context":  # equal answers side by side would be no negatives of each other, and save nothing
             by_article = {article: self._by_passage(numbers) for article, numbers in by_article.items()}
         groups = [
-            numbers[start : start + self._group]
-            for numbers in by_article.values()
-            for start in range(0, len(numbers), self._group)
+            numbers[start : start + group] for numbers in by_article.values() for start in range(0, len(numbers), group)
         ]
         return [number for place in self._permutation(len(groups)) for number in groups[place]]
 
@@ -265,7 +264,7 @@ def build_dataloader(
     import torch
     from torch.utils.data import DataLoader
 
-    from config import objective_weights
+    from config import article_groups, objective_weights
 
     if not examples:
         raise DatasetError("no examples to batch: the dataset gave no pair for this part of the split")
@@ -275,7 +274,7 @@ def build_dataloader(
         examples,
         config.batch_size,
         objective_weights(config.objective),
-        config.article_group,
+        article_groups(config.article_group),
         generator if shuffle else None,
     )
     pairs = None

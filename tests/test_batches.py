@@ -99,7 +99,7 @@ def test_a_batch_holds_one_kind_and_weights_are_passes():
 
 def test_questions_of_one_article_stand_together():
     data = [pair(str(n), str(n), "", n % 4) for n in range(32)]
-    grouped = build_dataloader(data, config(article_group=4, batch_size=8))
+    grouped = build_dataloader(data, config(article_group="4", batch_size=8))
     for batch in grouped:
         articles = [example.article for example in batch]
         assert len(set(articles[:4])) == len(set(articles[4:])) == 1
@@ -110,13 +110,13 @@ def test_questions_of_one_article_stand_together():
 
 def test_questions_of_one_paragraph_are_side_by_side():
     data = [pair(str(n), f"paragraph {n % 3}", "", n % 2, "context") for n in range(24)]  # 2 articles x 3 paragraphs x 4
-    batches = list(build_dataloader(data, config(objective="context", article_group=12, batch_size=12)))
+    batches = list(build_dataloader(data, config(objective="context", article_group="12", batch_size=12)))
     for batch in batches:
         passages = [example.texts[1] for example in batch]
         assert [passages[start] for start in (0, 4, 8)] == list(dict.fromkeys(passages))
         assert all(len(set(passages[start : start + 4])) == 1 for start in (0, 4, 8))
     answers = [pair(str(n), f"answer {n % 3}", "", n % 2) for n in range(24)]
-    mixed = list(build_dataloader(answers, config(article_group=12, batch_size=12)))
+    mixed = list(build_dataloader(answers, config(article_group="12", batch_size=12)))
     assert any(len({e.texts[1] for e in batch[:4]}) > 1 for batch in mixed)  # answers are not sorted
 
 

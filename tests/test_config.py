@@ -126,6 +126,7 @@ def test_every_field_is_an_option_and_a_recipe_key(recipe):
         "lora_target_modules": ["dense"],
         "objective": "context",
         "false_negatives": ["none"],
+        "article_group": "answer=2,context=16",
         "selection": "both",
         "adapter_scales": [0.5, 1.5],
     }

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config import ConfigError, TrainingConfig, objective_weights
+from config import ConfigError, TrainingConfig, article_groups, objective_weights
 from dataloader import prepare_training_data
 from dataloader.objectives import passage_for, sentences_around
 from dataloader.prepare import prepare_article
@@ -138,3 +138,16 @@ def test_objectives_that_cannot_be_are_refused(text):
 def test_false_negatives_that_cannot_be_are_refused(names):
     with pytest.raises(ConfigError, match="--false_negatives"):
         TrainingConfig(false_negatives=names)
+
+
+def test_article_groups_are_read():
+    assert set(article_groups("4").values()) == {4}
+    assert article_groups("context=16, answer=2") == {"answer": 2, "sentence": 1, "window": 1, "context": 16}
+
+
+@pytest.mark.parametrize(
+    "text", ["0", "-1", "x", "1.5", "page=2", "context=", "context=2,context=3", "context=0", "4,context=2"]
+)
+def test_article_groups_that_cannot_be_are_refused(text):
+    with pytest.raises(ConfigError, match="--article_group"):
+        TrainingConfig(article_group=text)
