@@ -24,6 +24,7 @@ import logging
 import multiprocessing
 import os
 import re
+import signal
 import sys
 import types
 import unicodedata
@@ -187,8 +188,9 @@ def _size(path: Path) -> int:
 _buffer: bytearray | None = None
 
 
-def _keep_buffer() -> None:
+def _begin_worker() -> None:
     global _buffer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the one that asks ends the others
     _buffer = bytearray()
 
 
@@ -533,7 +535,7 @@ def _load_here(files: list[Path], asked: dict[str, Any], bar: Any) -> list[dict[
 
 
 def _load_in_pool(files: list[Path], asked: dict[str, Any], workers: int, bar: Any) -> list[dict[str, Any]]:
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_keep_buffer) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin_worker) as pool:
         with _plain_main_module():
             futures = [pool.submit(_load_or_explain, file, **asked) for file in files]
         try:

@@ -547,6 +547,18 @@ def kill_this_process(file: Path, **asked: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def test_ctrl_c_is_left_to_the_process_that_asks(ten_files, monkeypatch):
+    monkeypatch.setattr(loader, "SMALL_JOB_BYTES", 0)
+    monkeypatch.setattr(loader, "_load_or_explain", interrupt_this_process)
+    results = load_files_parallel(ten_files, num_workers=2, verbose=False, fields="pairs")
+    assert [result["file"] for result in results] == [str(path) for path in ten_files]
+
+
+def interrupt_this_process(file: Path, **asked: Any) -> dict[str, Any]:
+    os.kill(os.getpid(), signal.SIGINT)
+    return {"file": str(file), "version": "", "articles": []}
+
+
 # --- the real file ---
 
 

@@ -15,6 +15,7 @@ import importlib.util
 import itertools
 import json
 import logging
+import os
 import struct
 import tempfile
 import threading
@@ -209,9 +210,22 @@ def _modules(folder: Path) -> list[dict[str, Any]]:
     """The entries of modules.json; [] for a plain transformers folder."""
     file = folder / "modules.json"
     try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
-    except ValueError as error:
-        raise BaseModelError(f"{file} is not JSON: {error}. Save or download the model again.") from error
+        modules = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+        for module in modules:
+            _check_module(folder, module)
+        return modules
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise BaseModelError(
+            f"{file} is not a list of a model's modules: {error}. Save or download the model again."
+        ) from error
+
+
+def _check_module(folder: Path, module: dict[str, Any]) -> None:
+    """A model is data: its parts lie in its folder, and their classes are those of sentence-transformers."""
+    if not Path(os.path.normpath(folder / module["path"])).is_relative_to(os.path.normpath(folder)):
+        raise ValueError(f"the path {module['path']!r} leads out of the folder")
+    if not module["type"].startswith("sentence_transformers."):
+        raise ValueError(f"{module['type']!r} is no class of sentence-transformers")
 
 
 def _transformer_folder(folder: Path) -> Path:
