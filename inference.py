@@ -17,13 +17,15 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from config import PASSAGE_PREFIX, QUERY_PREFIX, SAMPLE_RECIPE, TrainingConfig, read_recipe
+from search.errors import InferenceError
+from search.files import read_passages
 
 if TYPE_CHECKING:  # torch and its friends take seconds to import: --help and a wrong path answer before that
     from sentence_transformers import SentenceTransformer
@@ -33,14 +35,11 @@ __all__ = ["DEFAULT_MODEL_PATH", "E5KorQuADInference", "InferenceError", "main",
 logger = logging.getLogger("inference")
 
 DEFAULT_MODEL_PATH = TrainingConfig.output_dir
+_PROGRAM = "inference.py"
 _REMEDY = "Train one with `python train.py` (or `make train`)"
 _QUERY_BLOCK = 64  # rows of the score matrix held at once
 _QUIET_BATCHES = 4  # longer work shows a progress bar
 _SHOWN_CHARACTERS = 300  # of a passage in the command line's answer
-
-
-class InferenceError(ValueError):
-    """A search that cannot be done; the message says what is wrong and what to do."""
 
 
 class E5KorQuADInference:
@@ -353,42 +352,6 @@ def _choose_device(wanted: str | None) -> str:
 # Command line
 
 
-def read_passages(path: str | os.PathLike[str]) -> list[str]:
-    """The passages of a text file: one a line, stripped, blank lines skipped. UTF-8 (with or without BOM), else CP949.
-
-    Raises:
-        InferenceError: the file cannot be read, is in another encoding (with the offending byte), or holds no passage.
-    """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise InferenceError(f"{path} cannot be read: {error.strerror}.") from None
-    text = _decode(data, str(path)).replace("\r\n", "\n").replace("\r", "\n")
-    passages = [line.strip() for line in text.split("\n") if line.strip()]
-    if not passages:
-        raise InferenceError(f"{path} holds no passages: write one on each line.")
-    return passages
-
-
-def _decode(data: bytes, name: str) -> str:
-    try:
-        return data.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        not_utf8 = f"UTF-8 ({_place(error)})"
-    try:
-        text = data.decode("cp949")
-    except UnicodeDecodeError as error:
-        looks = " It looks like UTF-16." if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
-        raise InferenceError(f"{name} is neither {not_utf8} nor CP949 ({_place(error)}).{looks} Save it as UTF-8.") from None
-    logger.info("%s is not %s: read as CP949", name, not_utf8)
-    return text
-
-
-def _place(error: UnicodeDecodeError) -> str:
-    line = error.object.count(b"\n", 0, error.start) + 1
-    return f"byte 0x{error.object[error.start]:02x} at offset {error.start}, line {line}"
-
-
 EXAMPLE_PASSAGES = (
     "한글은 조선의 세종대왕이 1443년에 만들어 1446년에 훈민정음이라는 이름으로 반포하였다.",
     "한라산은 제주도 한가운데에 솟은 화산으로, 높이는 해발 1,947미터이다.",
@@ -437,16 +400,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     options = _parse_options(argv)
     try:
-        passages = read_passages(options.passages) if options.passages is not None else []
-        model_path = _find_model(options.model_path)
-        from transformers.utils.logging import disable_progress_bar
-
-        disable_progress_bar()  # of loading weights, which takes a second
-        engine = E5KorQuADInference(model_path, options.device)
-        if passages:
-            print_results(options.query, engine.search(options.query, passages, options.top_k))
-        else:
-            print_examples(engine, options.top_k)
+        options.run(options)
     except InferenceError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
@@ -456,21 +410,66 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _run_examples(options: argparse.Namespace) -> None:
+    """Without a command: one question and a file of passages, or three examples."""
+    passages = read_passages(options.passages) if options.passages is not None else []
+    engine = _load_engine(options)
+    if passages:
+        print_results(options.query, engine.search(options.query, passages, options.top_k))
+    else:
+        print_examples(engine, options.top_k)
+
+
+def _load_engine(options: argparse.Namespace) -> E5KorQuADInference:
+    """The model that the options name; a wrong path is said before torch is imported."""
+    model_path = _find_model(options.model_path)
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # of loading weights, which takes a second
+    return E5KorQuADInference(model_path, options.device)
+
+
 def _parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in _COMMANDS:
+        name = arguments.pop(0)
+        what, add_options, run = _COMMANDS[name]
+        parser = argparse.ArgumentParser(f"{_PROGRAM} {name}", description=what, allow_abbrev=False)
+        add_options(parser)
+        _add_model_options(parser)
+        return argparse.Namespace(**vars(parser.parse_args(arguments)), run=run)
     parser = argparse.ArgumentParser(
-        description="Search passages with the finished model. Without --query: three examples.", allow_abbrev=False
+        _PROGRAM,
+        description="Search passages with the finished model. Without --query: three examples.",
+        epilog="\n".join(
+            ["commands (each has its --help):", *(f"  {name:9} {what}" for name, (what, *_) in _COMMANDS.items())]
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--query", metavar="TEXT", help="the question; needs --passages")
     parser.add_argument("--passages", metavar="FILE", help="text file, one passage a line (UTF-8 or CP949)")
-    parser.add_argument("--top_k", metavar="INT", type=_count, default=5, help="passages to show (default: 5)")
-    parser.add_argument("--model_path", metavar="DIR", help=f"the model's folder (default: {DEFAULT_MODEL_PATH})")
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, … (default: a GPU where there is one)")
-    options = parser.parse_args(argv)
+    _add_top_k(parser)
+    _add_model_options(parser)
+    options = parser.parse_args(arguments)
     if (options.query is None) != (options.passages is None):
         parser.error("--query TEXT and --passages FILE go together")
     if options.query is not None and not options.query.strip():
         parser.error("--query is empty: ask a question")
-    return options
+    return argparse.Namespace(**vars(options), run=_run_examples)
+
+
+# Name → (what it does, adds its own options to a parser, does it).
+_COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]] = {}
+
+
+def _add_top_k(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--top_k", metavar="INT", type=_count, default=5, help="passages to show (default: 5)")
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model_path", metavar="DIR", help=f"the model's folder (default: {DEFAULT_MODEL_PATH})")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, … (default: a GPU where there is one)")
 
 
 def _count(text: str) -> int:

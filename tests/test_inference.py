@@ -416,7 +416,7 @@ def test_gpu_where_there_is_one(toy_model_dir: Path, engine: E5KorQuADInference)
 def test_passages_one_a_line_in_each_encoding(tmp_path: Path, encoding: str, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "passages.txt"
     file.write_bytes("서울은 수도이다.\r\n\r\n  똠방각하 \r한라산\u3000은\n \t \n끝".encode(encoding))
-    with caplog.at_level(logging.INFO, logger="inference"):
+    with caplog.at_level(logging.INFO, logger="search"):
         assert read_passages(file) == ["서울은 수도이다.", "똠방각하", "한라산\u3000은", "끝"]
     assert ("read as CP949" in caplog.text) == (encoding == "cp949")
 
