@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 
 import inference
 from config import SAMPLE_RECIPE, TrainingConfig, read_recipe
 from inference import DEFAULT_MODEL_PATH, E5KorQuADInference, InferenceError, main, read_passages
+from search import vectors
 
 REPOSITORY = Path(inference.__file__).parent
 PASSAGES = ["서울은 수도이다.", "한라산은 제주도에 있다.", "김치는 발효 음식이다.", "빛은 빠르다."]
@@ -236,15 +235,8 @@ def test_equal_passages_have_equal_scores(engine: E5KorQuADInference) -> None:
     assert len({r["score"] for r in found}) == 1
 
 
-@given(st.lists(st.sampled_from([-0.5, 0.0, 0.25, 0.5]), min_size=1, max_size=30), st.integers(1, 35))
-@settings(max_examples=60, deadline=None)
-def test_best_first_is_a_stable_sort_cut_off(values: list[float], k: int) -> None:
-    expected = sorted(range(len(values)), key=lambda position: -values[position])[:k]
-    assert inference._best_first(np.array(values, np.float32), k).tolist() == expected
-
-
 def test_batch_search_is_search_of_each_query(engine: E5KorQuADInference, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inference, "_QUERY_BLOCK", 2)
+    monkeypatch.setattr(vectors, "_QUERIES_AT_ONCE", 2)
     queries = ["수도는?", "산은?", "음식은?", "빛은?", "query: 수도는?"]
     batched = engine.batch_search(queries, PASSAGES, top_k=2)
     assert [[r["index"] for r in results] for results in batched] == [
