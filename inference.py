@@ -37,6 +37,8 @@ from search.windows import Span, split_into_windows
 if TYPE_CHECKING:  # torch and its friends take seconds to import: --help and a wrong path answer before that
     from sentence_transformers import SentenceTransformer
 
+    from search.chroma import ChromaIndex
+
 __all__ = ["DEFAULT_MODEL_PATH", "E5KorQuADInference", "InferenceError", "main", "read_passages"]
 
 logger = logging.getLogger("inference")
@@ -86,7 +88,7 @@ class E5KorQuADInference(ToolEmbeddings):
         self.dimension = int(self.model.get_embedding_dimension() or 0)
         self.model_name = str(self.model_path.resolve())
         self._model_state = model_state(self.model_path)
-        self.index: SearchIndex | None = None
+        self.index: SearchIndex | ChromaIndex | None = None
         self._remembered: list[tuple[list[str], SearchIndex]] = []  # passages of earlier searches, the latest last
         logger.info("Model: %s on %s", self.model_path, self.model.device)
 
@@ -250,7 +252,10 @@ class E5KorQuADInference(ToolEmbeddings):
             InferenceError: no index; the folder holds something else, is being written by another process, or cannot be
                 written; or its index was changed since this one was loaded from it.
         """
-        storage.save(self._filled_index(), path, self._identity())
+        index = self._filled_index()
+        if not isinstance(index, SearchIndex):
+            raise InferenceError("Chroma keeps this index: there is nothing to save.")
+        storage.save(index, path, self._identity())
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Search from now on in an index that was saved. It stays on disk; of it only what is needed is read.
@@ -260,6 +265,33 @@ class E5KorQuADInference(ToolEmbeddings):
         """
         self.index = storage.load(path, self._identity())
 
+    def use_chroma(
+        self,
+        path: str | os.PathLike[str] = "chroma",
+        host: str | None = None,
+        port: int = 8000,
+        collection: str = "passages",
+    ) -> None:
+        """Hand over to Chroma: its collection is the index from now on. Passages of the index so far are copied there.
+
+        Args:
+            path: the folder of an embedded database.
+            host, port: a server instead of a folder.
+            collection: its name; made where it is not there.
+
+        Raises:
+            InferenceError: Chroma is not installed or does not answer; the collection is of another model, or holds
+                one of the passages already.
+        """
+        from search.chroma import ChromaIndex
+
+        chroma = ChromaIndex.open(os.fspath(path), host, port, collection, self._identity())
+        if isinstance(self.index, SearchIndex):
+            chroma.check_new(len(self.index), self.index.ids(), None)
+            for batch in self.index.batches():
+                chroma.add(*batch)
+        self.index = chroma
+
     def _identity(self) -> storage.Model:
         if model_state(self.model_path) != self._model_state:
             raise InferenceError(
@@ -267,8 +299,8 @@ class E5KorQuADInference(ToolEmbeddings):
             )
         return storage.Model(self.model_name, model_fingerprint(self.model_path))
 
-    def _filled_index(self) -> SearchIndex:
-        if self.index is None or not len(self.index):
+    def _filled_index(self) -> SearchIndex | ChromaIndex:
+        if self.index is None or self.index.empty():
             raise InferenceError(
                 "There is no index to search in: build_index(passages) or load(path) first, or give passages."
             )
@@ -276,7 +308,7 @@ class E5KorQuADInference(ToolEmbeddings):
 
     def _add(
         self,
-        index: SearchIndex,
+        index: SearchIndex | ChromaIndex,
         given: list[str],
         bare: list[str],
         ids: Iterable[str] | None,

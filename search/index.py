@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +17,7 @@ Record = dict[str, Any]
 
 _MORE_WINDOWS = 4  # times as many are asked for, where many windows of one passage crowd out other passages
 _SHOWN_IDS = 3  # in a message
+_PASSAGES_AT_ONCE = 1000  # copied at once
 
 
 class Records(Protocol):
@@ -55,25 +56,24 @@ class SearchIndex:
     def __contains__(self, passage_id: object) -> bool:
         return passage_id in self._by_id()
 
+    def empty(self) -> bool:
+        """Whether no passage is there."""
+        return not len(self)
+
     def check_new(self, count: int, ids: Iterable[str] | None, metadata: Iterable[Mapping | None] | None) -> list[Record]:
         """Records without texts for `count` new passages, before the work of encoding them. Changes nothing.
 
         Raises InferenceError: not one for each passage, ids that are not text or not unique, metadata JSON cannot hold.
         """
         new_ids = (
-            _one_each(ids, count, "ids") if ids is not None else list(map(str, range(self.next_id, self.next_id + count)))
+            one_each(ids, count, "ids") if ids is not None else list(map(str, range(self.next_id, self.next_id + count)))
         )
         check_ids(new_ids)
         known = self._by_id()
         double = [new_id for new_id in new_ids if new_id in known]
         if double:
-            raise InferenceError(f"{_listed(double)} in the index already: remove the old passage first, or use another id.")
-        records = [{"id": new_id} for new_id in new_ids]
-        if metadata is not None:
-            for position, (record, data) in enumerate(zip(records, _one_each(metadata, count, "metadata"), strict=True)):
-                if data:
-                    record["metadata"] = _plain(data, f"metadata[{position}]")
-        return records
+            raise InferenceError(f"{listed(double)} in the index already: remove the old passage first, or use another id.")
+        return check_metadata([{"id": new_id} for new_id in new_ids], metadata)
 
     def add(self, records: Sequence[Record], windows: Sequence[Sequence[Span]], vectors: np.ndarray) -> None:
         """Add passages that `check_new` let pass: their windows, and (M, D) float32 vectors of all of these in order."""
@@ -92,11 +92,11 @@ class SearchIndex:
 
     def remove(self, ids: Iterable[str]) -> None:
         """Take passages out. Raises InferenceError where one is not there, and then takes none out."""
-        given = _ids(ids)
+        given = ids_of(ids)
         known = self._by_id()
         unknown = [passage_id for passage_id in given if passage_id not in known]
         if unknown:
-            raise InferenceError(f"{_listed(unknown)} not in the index: nothing was removed.")
+            raise InferenceError(f"{listed(unknown)} not in the index: nothing was removed.")
         for passage_id in dict.fromkeys(given):
             self._removed[known.pop(passage_id)] = True
         self.kept_windows = ~self._removed[self.windows[:, 0]]
@@ -118,6 +118,10 @@ class SearchIndex:
             windows = min(windows * _MORE_WINDOWS, len(self.vectors))
         return answers
 
+    def ids(self) -> list[str]:
+        """Of all passages, in order."""
+        return list(self._by_id())
+
     def record(self, number: int) -> Record:
         """The record at a place, removed ones counted."""
         saved = len(self._saved)
@@ -126,6 +130,18 @@ class SearchIndex:
     def kept(self) -> np.ndarray:
         """(N,) places of the records that were not removed, ascending."""
         return np.flatnonzero(~self._removed)
+
+    def batches(self) -> Iterator[tuple[list[Record], list[list[Span]], np.ndarray]]:
+        """All that is in the index, as `add` takes it, some passages at a time."""
+        kept = self.kept()
+        for start in range(0, len(kept), _PASSAGES_AT_ONCE):
+            some = kept[start : start + _PASSAGES_AT_ONCE]
+            rows = np.arange(*np.searchsorted(self.windows[:, 0], [some[0], some[-1] + 1]))
+            rows = rows if self.kept_windows is None else rows[self.kept_windows[rows]]
+            spans: dict[int, list[Span]] = {number: [] for number in some.tolist()}
+            for number, begin, end in self.windows[rows].tolist():
+                spans[number].append((begin, end))
+            yield [self.record(number) for number in spans], list(spans.values()), self.vectors.rows(rows)
 
     def _results(self, rows: np.ndarray, scores: np.ndarray, wanted: int) -> list[dict[str, Any]]:
         best: dict[int, dict[str, Any]] = {}
@@ -169,13 +185,24 @@ def check_ids(ids: Sequence[str]) -> None:
         seen.add(new_id)
 
 
-def _ids(ids: Iterable[str]) -> list[str]:
+def check_metadata(records: list[Record], metadata: Iterable[Mapping | None] | None) -> list[Record]:
+    """The records with their metadata. Raises InferenceError: not one for each, not a dict, or what JSON cannot hold."""
+    if metadata is not None:
+        for position, (record, data) in enumerate(zip(records, one_each(metadata, len(records), "metadata"), strict=True)):
+            if data is not None and data != {}:
+                record["metadata"] = _plain(data, f"metadata[{position}]")
+    return records
+
+
+def ids_of(ids: Iterable[str]) -> list[str]:
+    """A list of ids. Raises InferenceError for a single one."""
     if isinstance(ids, str | bytes | Mapping) or not isinstance(ids, Iterable):
         raise InferenceError(f"ids must be a list of ids, not {type(ids).__name__}: put a single one in a list.")
     return list(ids)
 
 
-def _one_each(values: Iterable[Any], count: int, name: str) -> list[Any]:
+def one_each(values: Iterable[Any], count: int, name: str) -> list[Any]:
+    """A list of one value for each passage. Raises InferenceError where it is none."""
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
         raise InferenceError(f"{name} must be a list with one entry for each passage, not {type(values).__name__}.")
     listed = list(values)
@@ -205,7 +232,8 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _listed(ids: Sequence[str]) -> str:
+def listed(ids: Sequence[str]) -> str:
+    """Some ids as the subject of a sentence: `'a', 'b' are`."""
     shown = ", ".join(f"{passage_id!r:.60}" for passage_id in ids[:_SHOWN_IDS])
     more = f" and {len(ids) - _SHOWN_IDS:,} more" if len(ids) > _SHOWN_IDS else ""
     return f"{shown}{more} {'is' if len(ids) == 1 else 'are'}"

@@ -75,6 +75,16 @@ class Vectors:
                 found.append((rows[best], scores[best]))
         return found
 
+    def rows(self, rows: np.ndarray) -> np.ndarray:
+        """(r, D) float32 of (r,) row numbers."""
+        found = np.empty((len(rows), self.dimension), np.float32)
+        first = 0
+        for part in self.parts:
+            inside = (rows >= first) & (rows < first + len(part.scales))
+            found[inside] = part.exact[rows[inside] - first]
+            first += len(part.scales)
+        return found
+
     def blocks(self) -> Iterator[Part]:
         """All rows, some at a time."""
         for part in self.parts:
@@ -109,15 +119,11 @@ class Vectors:
     def _exact_scores(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Cosines of one query and some rows, (r,) float32."""
         scores = np.empty(len(rows), np.float32)
-        first = 0
-        for part in self.parts:
-            inside = np.flatnonzero((rows >= first) & (rows < first + len(part.scales)))
-            for start in range(0, len(inside), _ROWS_AT_ONCE):
-                some = inside[start : start + _ROWS_AT_ONCE]
-                # Row by row and not by a matrix product, whose rounding depends on where in the matrix a row stands:
-                # equal vectors must have equal scores.
-                scores[some] = np.einsum("rd,d->r", part.exact[rows[some] - first], query)
-            first += len(part.scales)
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            # Row by row and not by a matrix product, whose rounding depends on where in the matrix a row stands: equal
+            # vectors must have equal scores.
+            some = slice(start, start + _ROWS_AT_ONCE)
+            scores[some] = np.einsum("rd,d->r", self.rows(rows[some]), query)
         return np.clip(scores, -1, 1)
 
 
