@@ -167,10 +167,8 @@ class ChromaIndex:
         )
         if len(windows) < len(names):
             return None
-        passage = ""
-        for begin, document in windows:
-            passage = passage[:begin] + document
-        return passage
+        ends = [begin for begin, _ in windows[1:]] + [windows[-1][0] + len(windows[-1][1])]
+        return "".join(document[: end - begin] for (begin, document), end in zip(windows, ends, strict=True))
 
     def _window_counts(self, ids: Sequence[str]) -> list[int]:
         """How many windows each of these passages has; 0 where it is not there."""

@@ -8,10 +8,13 @@ client.create_collection("passages", embedding_function=model)       # Chroma
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+_loaded: weakref.WeakValueDictionary[str, ToolEmbeddings] = weakref.WeakValueDictionary()  # by model_name
 
 
 class ToolEmbeddings:
@@ -56,12 +59,13 @@ class ToolEmbeddings:
 
     def get_config(self) -> dict[str, Any]:
         """What a collection remembers of the model."""
+        _loaded[self.model_name] = self
         return {"model_path": self.model_name}
 
     @classmethod
     def build_from_config(cls, config: dict[str, Any]) -> ToolEmbeddings:
-        """The model that a collection remembers."""
-        return cls(config["model_path"])  # type: ignore[call-arg]
+        """The model that a collection remembers. Chroma asks at many calls: one that is loaded is not loaded again."""
+        return _loaded.get(config["model_path"]) or cls(config["model_path"])  # type: ignore[call-arg]
 
     def default_space(self) -> str:
         """Of the distances that Chroma knows."""
