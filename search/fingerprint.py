@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
+import logging
 import os
+import tempfile
 from pathlib import Path
+
+import msgspec
+
+from config import cache_folder
+
+logger = logging.getLogger(__name__)
 
 # Of the model's own folder. What lies in other folders beside these (an adapter, an export) does not change embeddings.
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -23,6 +32,8 @@ _SETTINGS = (
 )
 # Which release wrote a file says nothing about what is in it.
 _VERSION_KEYS = ("__version__", "transformers_version")
+_LARGE = 5_000_000  # bytes
+_KNOWN, _KEPT = "fingerprints.json", 100
 
 
 def model_fingerprint(folder: str | os.PathLike[str]) -> str:
@@ -58,16 +69,44 @@ def _files(folder: Path) -> list[Path]:
 
 @functools.lru_cache(maxsize=256)
 def _content_hash(path: Path, size: int, changed: int) -> str:
-    """Of a file of this size and time: a process that asks again does not read half a gigabyte again."""
-    if path.suffix != ".json":
+    """Of a file of this size and time. Half a gigabyte takes .4 s and more: large files' hashes are kept on disk."""
+    if size < _LARGE:
+        return hashlib.sha256(_without_versions(path)).hexdigest()
+    key = f"{path.resolve()} {size} {changed}"
+    known = _read_known()
+    if key not in known:
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            known[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        _write_known(known)
+    return known[key]
+
+
+def _without_versions(path: Path) -> bytes:
     content = path.read_bytes()
+    if path.suffix == ".json":
+        with contextlib.suppress(ValueError, RecursionError):
+            settings = json.loads(content)
+            if isinstance(settings, dict):
+                kept = {key: value for key, value in settings.items() if key not in _VERSION_KEYS}
+                return json.dumps(kept, sort_keys=True).encode()
+    return content
+
+
+def _read_known() -> dict[str, str]:
     try:
-        settings = json.loads(content)
-    except ValueError:
-        settings = None
-    if isinstance(settings, dict) and path.name != "tokenizer.json":
-        kept = {key: value for key, value in settings.items() if key not in _VERSION_KEYS}
-        content = json.dumps(kept, sort_keys=True).encode()
-    return hashlib.sha256(content).hexdigest()
+        return msgspec.json.decode((cache_folder() / _KNOWN).read_bytes(), type=dict[str, str])
+    except (OSError, ValueError):
+        return {}
+
+
+def _write_known(known: dict[str, str]) -> None:
+    """Keep the latest. Where that cannot be done, the next process reads the file again."""
+    latest = dict(list(known.items())[-_KEPT:])
+    try:
+        folder = cache_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+            file.write(msgspec.json.encode(latest))
+        os.replace(file.name, folder / _KNOWN)
+    except OSError as error:
+        logger.debug("%s cannot be kept: %s", _KNOWN, error)

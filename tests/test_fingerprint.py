@@ -55,9 +55,34 @@ def test_what_changes_embeddings_changes_it(copy: Path, name: str) -> None:
     assert model_state(copy) != state
 
 
-def test_weights_are_read_once(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_read_once_by_many_processes(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(fingerprint, "_LARGE", 100_000)
+    forget = fingerprint._content_hash.cache_clear  # as a new process begins
+    forget()
     first = model_fingerprint(copy)
-    monkeypatch.setattr(fingerprint.hashlib, "file_digest", None)
+    forget()
+    with monkeypatch.context() as patch:
+        patch.setattr(fingerprint.hashlib, "file_digest", None)
+        assert model_fingerprint(copy) == first
+    content = bytearray((copy / "model.safetensors").read_bytes())
+    content[-2] ^= 1
+    (copy / "model.safetensors").write_bytes(content)
+    assert model_fingerprint(copy) != first
+    (known,) = (tmp_path / "cache").rglob("fingerprints.json")
+    assert list(known.parent.iterdir()) == [known]
+    for damage in (b"", b"[1]", b'{"a": 1}'):
+        known.write_bytes(damage)
+        forget()
+        assert model_fingerprint(copy) != first
+
+
+def test_a_cache_that_cannot_be_written_does_no_harm(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = model_fingerprint(copy)
+    fingerprint._content_hash.cache_clear()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(fingerprint, "_LARGE", 100_000)
     assert model_fingerprint(copy) == first
 
 
