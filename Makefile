@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PUBLIC_MODULES := config.py train.py inference.py dataloader trainer eda
+PUBLIC_MODULES := config.py train.py inference.py dataloader trainer search eda
 
 .DEFAULT_GOAL := help
 .PHONY: help train data test test-full fuzz tensorboard search lint format lock audit clean
@@ -25,7 +25,7 @@ $(VENV)/.installed: requirements.txt requirements.lock
 	$(INSTALL) -r requirements.txt
 	@touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+$(VENV)/.installed-dev: requirements-dev.txt requirements-search.txt $(VENV)/.installed
 	$(INSTALL) -r requirements-dev.txt
 	@touch $@
 

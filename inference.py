@@ -13,45 +13,57 @@ On the command line, three examples, or a text file with one passage a line; and
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import logging
 import os
 import signal
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from config import PASSAGE_PREFIX, QUERY_PREFIX, SAMPLE_RECIPE, TrainingConfig, read_recipe
+from search import storage
+from search.errors import InferenceError
+from search.files import Document, read_json_lines, read_passages, read_text
+from search.fingerprint import model_fingerprint, model_state
+from search.index import SearchIndex, check_ids
+from search.tools import ToolEmbeddings
+from search.windows import Span, split_into_windows
 
 if TYPE_CHECKING:  # torch and its friends take seconds to import: --help and a wrong path answer before that
     from sentence_transformers import SentenceTransformer
+
+    from search.chroma import ChromaIndex
 
 __all__ = ["DEFAULT_MODEL_PATH", "E5KorQuADInference", "InferenceError", "main", "read_passages"]
 
 logger = logging.getLogger("inference")
 
 DEFAULT_MODEL_PATH = TrainingConfig.output_dir
+_PROGRAM = "inference.py"
 _REMEDY = "Train one with `python train.py` (or `make train`)"
-_QUERY_BLOCK = 64  # rows of the score matrix held at once
+_REMEMBERED_LISTS = 8  # of passages given to `search`,
+_REMEMBERED_WINDOWS = 200_000  # and no more than this of them in all: 0.4 GB
 _QUIET_BATCHES = 4  # longer work shows a progress bar
 _SHOWN_CHARACTERS = 300  # of a passage in the command line's answer
 
 
-class InferenceError(ValueError):
-    """A search that cannot be done; the message says what is wrong and what to do."""
-
-
-class E5KorQuADInference:
+class E5KorQuADInference(ToolEmbeddings):
     """The saved model as a search engine.
 
     Texts are given raw: E5's prefixes, stored in the model as prompts, are added here, once. A text that already starts
     with the prefix of its own side ("query: " for a query, "passage: " for a passage) means the same as without it, so
     that callers who add prefixes themselves get the same embeddings. The other side's prefix is ordinary text.
 
-    Embeddings are float32 and of length 1, so that their dot product is the cosine similarity. A passage of more tokens
-    than the model reads is embedded by its beginning; how many are cut is logged as a warning.
+    Embeddings are float32 and of length 1, so that their dot product is the cosine similarity. A search splits a passage of
+    more tokens than the model reads into overlapping windows and finds it by the best of them. The `encode_` methods give
+    one embedding a text, of its beginning where it is too long; how many are cut is logged as a warning.
+
+    Passages can be given with each search, or once: `build_index`, `add`, `remove`, `save`, `load`.
 
     Args:
         model_path: a sentence-transformers (or transformers) folder. None: DEFAULT_MODEL_PATH, or, where no finished
@@ -61,7 +73,9 @@ class E5KorQuADInference:
     Attributes:
         model: the sentence-transformers model.
         model_path: the folder it came from.
+        model_name: its full path, by which an index or another tool knows the model.
         dimension: D, numbers in an embedding: 384 for multilingual-e5-small.
+        index: the passages that a search without passages looks through; None before there are any.
 
     Raises:
         InferenceError: no model there, an incomplete or broken one, or a device that cannot be used.
@@ -72,6 +86,10 @@ class E5KorQuADInference:
         self.model = _load_model(self.model_path, _choose_device(device))
         self._prompts = _settle_prompts(self.model, self.model_path)
         self.dimension = int(self.model.get_embedding_dimension() or 0)
+        self.model_name = str(self.model_path.resolve())
+        self._model_state = model_state(self.model_path)
+        self.index: SearchIndex | ChromaIndex | None = None
+        self._remembered: list[tuple[list[str], SearchIndex]] = []  # passages of earlier searches, the latest last
         logger.info("Model: %s on %s", self.model_path, self.model.device)
 
     # -------------------------------------------------------------------------------------------------------
@@ -129,15 +147,17 @@ class E5KorQuADInference:
         similarity = np.clip(left @ right.T, -1, 1)  # (N, D) @ (D, M) -> (N, M)
         return similarity if similarity.ndim else float(similarity)
 
-    def search(self, query: str, passages: Iterable[str], top_k: int = 5) -> list[dict[str, Any]]:
+    def search(self, query: str, passages: Iterable[str] | None = None, top_k: int = 5) -> list[dict[str, Any]]:
         """The passages most similar to the query, best first.
 
         Args:
+            passages: where to look. The same list again, or one of the same content, is not encoded again. None: the index.
             top_k: how many; all of them where there are fewer.
 
         Returns:
             `{"rank": 1, "passage": text as given, "score": cosine similarity, "index": position in passages}` each, with
-            Python numbers. Equal scores keep the order of `passages`.
+            Python numbers; from the index also "id" and "metadata". Where a passage is longer than the model reads, "span"
+            is the place of its best window: `passage[span[0]:span[1]]`. Equal scores keep the order of the passages.
 
         Raises:
             InferenceError: no passages, an empty text, one that is not text (with its position), or top_k below 1.
@@ -145,35 +165,172 @@ class E5KorQuADInference:
         bare_query = self._bare([query], "query")
         return self._search(bare_query, passages, top_k)[0]
 
-    def batch_search(self, queries: Iterable[str], passages: Iterable[str], top_k: int = 5) -> list[list[dict[str, Any]]]:
-        """`search` for each query, with the passages encoded once. Same results and errors; [] for no queries."""
+    def batch_search(
+        self, queries: Iterable[str], passages: Iterable[str] | None = None, top_k: int = 5
+    ) -> list[list[dict[str, Any]]]:
+        """`search` for all queries at once, which costs less each. Same results and errors; [] for no queries."""
         bare_queries = self._bare(queries, "query", "queries")
         return self._search(bare_queries, passages, top_k)
 
-    def _search(self, bare_queries: list[str], passages: Iterable[str], top_k: int) -> list[list[dict[str, Any]]]:
+    def _search(self, bare_queries: list[str], passages: Iterable[str] | None, top_k: int) -> list[list[dict[str, Any]]]:
         if isinstance(top_k, bool) or not isinstance(top_k, int | np.integer) or top_k < 1:
             raise InferenceError(f"top_k must be a whole number of at least 1, not {top_k!r}.")
+        if passages is None:
+            return self._filled_index().search(self._encode(bare_queries, "query"), int(top_k))
         given = _as_list(passages, "passages")
         bare = self._bare(given, "passage", "passages")
         if not bare:
             raise InferenceError("There are no passages to search in: give at least one.")
-        # Equal passages share one embedding and one score: rounding must not break their tie.
-        distinct = {text: row for row, text in enumerate(dict.fromkeys(bare))}
-        rows = np.array([distinct[text] for text in bare])
-        documents = self._encode(list(distinct), "document")
-        queries = self._encode(bare_queries, "query")
-        found = []
-        for start in range(0, len(queries), _QUERY_BLOCK):
-            block = queries[start : start + _QUERY_BLOCK] @ documents.T  # (q, D) @ (D, n) -> (q, n)
-            for scores in np.clip(block, -1, 1)[:, rows]:
-                order = _best_first(scores, int(top_k)).tolist()
-                found.append(
-                    [
-                        {"rank": rank, "passage": given[index], "score": float(scores[index]), "index": index}
-                        for rank, index in enumerate(order, start=1)
-                    ]
-                )
-        return found
+        found = self._remember(bare).search(self._encode(bare_queries, "query"), int(top_k))
+        return [[_of_given(result, given) for result in results] for results in found]
+
+    def _remember(self, bare: list[str]) -> SearchIndex:
+        """The index of these passages, of an earlier search if there was one."""
+        for place, (texts, index) in enumerate(self._remembered):
+            if texts == bare:
+                self._remembered.append(self._remembered.pop(place))
+                return index
+        index = SearchIndex()
+        self._add(index, bare, bare, None, None)
+        self._remembered.append((bare, index))
+        while len(self._remembered) > 1 and (
+            len(self._remembered) > _REMEMBERED_LISTS
+            or sum(len(index.windows) for _, index in self._remembered) > _REMEMBERED_WINDOWS
+        ):
+            del self._remembered[0]
+        return index
+
+    # -------------------------------------------------------------------------------------------------------
+    # The index: passages encoded once and kept
+
+    def build_index(
+        self,
+        passages: Iterable[str],
+        ids: Iterable[str] | None = None,
+        metadata: Iterable[Mapping[str, Any] | None] | None = None,
+        batch_size: int = 32,
+        show_progress: bool | None = None,
+    ) -> None:
+        """Make these passages the ones that `search` without passages looks through; replaces what was there.
+
+        Args:
+            ids: one text for each passage, all different. None numbers them: "0", "1", …
+            metadata: a dict of what JSON can hold, or None, for each passage. Searches give it back.
+            batch_size, show_progress: as in `encode_passages`.
+
+        Raises:
+            InferenceError: texts as in `encode_passages`; ids or metadata that cannot be used. The index is as before.
+        """
+        index = SearchIndex()
+        given = _as_list(passages, "passages")
+        self._add(index, given, self._bare(given, "passage", "passages"), ids, metadata, batch_size, show_progress)
+        self.index = index
+
+    def add(
+        self,
+        passages: Iterable[str],
+        ids: Iterable[str] | None = None,
+        metadata: Iterable[Mapping[str, Any] | None] | None = None,
+        batch_size: int = 32,
+        show_progress: bool | None = None,
+    ) -> None:
+        """Add passages to the index; arguments and errors as in `build_index`."""
+        given = _as_list(passages, "passages")
+        bare = self._bare(given, "passage", "passages")
+        index = SearchIndex() if self.index is None else self.index
+        self._add(index, given, bare, ids, metadata, batch_size, show_progress)
+        self.index = index
+
+    def remove(self, ids: Iterable[str]) -> None:
+        """Take passages out of the index. Raises InferenceError where an id is not there, and then takes none out."""
+        self._filled_index().remove(ids)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the index to a folder (`search/storage.py` describes it). An index there is replaced once this is complete.
+
+        Raises:
+            InferenceError: no index; the folder holds something else, is being written by another process, or cannot be
+                written; or its index was changed since this one was loaded from it.
+        """
+        index = self._filled_index()
+        if not isinstance(index, SearchIndex):
+            raise InferenceError("Chroma keeps this index: there is nothing to save.")
+        storage.save(index, path, self._identity())
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Search from now on in an index that was saved. It stays on disk; of it only what is needed is read.
+
+        Raises:
+            InferenceError: no index there, a damaged one, or one that was made with another model.
+        """
+        self.index = storage.load(path, self._identity())
+
+    def use_chroma(
+        self,
+        path: str | os.PathLike[str] = "chroma",
+        host: str | None = None,
+        port: int = 8000,
+        collection: str = "passages",
+    ) -> None:
+        """Hand over to Chroma: its collection is the index from now on. Passages of the index so far are copied there.
+
+        Args:
+            path: the folder of an embedded database.
+            host, port: a server instead of a folder.
+            collection: its name; made where it is not there.
+
+        Raises:
+            InferenceError: Chroma is not installed or does not answer; the collection is of another model, or holds
+                one of the passages already.
+        """
+        from search.chroma import ChromaIndex
+
+        chroma = ChromaIndex.open(os.fspath(path), host, port, collection, self._identity())
+        if isinstance(self.index, SearchIndex):
+            chroma.check_new(len(self.index), self.index.ids(), None)
+            for batch in self.index.batches():
+                chroma.add(*batch)
+        self.index = chroma
+
+    def _identity(self) -> storage.Model:
+        if model_state(self.model_path) != self._model_state:
+            raise InferenceError(
+                f"The model at {self.model_path} was changed since it was loaded: start again with the new one."
+            )
+        return storage.Model(self.model_name, model_fingerprint(self.model_path))
+
+    def _filled_index(self) -> SearchIndex | ChromaIndex:
+        if self.index is None or self.index.empty():
+            raise InferenceError(
+                "There is no index to search in: build_index(passages) or load(path) first, or give passages."
+            )
+        return self.index
+
+    def _add(
+        self,
+        index: SearchIndex | ChromaIndex,
+        given: list[str],
+        bare: list[str],
+        ids: Iterable[str] | None,
+        metadata: Iterable[Mapping[str, Any] | None] | None,
+        batch_size: int = 32,
+        show_progress: bool | None = None,
+    ) -> None:
+        """Split, encode and add; whatever goes wrong does so before the index is touched."""
+        records = index.check_new(len(given), ids, metadata)
+        windows = split_into_windows(bare, self._token_spans, self._prompts["document"], self.model.max_seq_length)
+        texts = [text[begin:end] for text, spans in zip(bare, windows, strict=True) for begin, end in spans]
+        # Equal texts share one embedding and one score: rounding must not break their tie.
+        rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        distinct = self._encode(list(rows), "document", batch_size, show_progress)
+        for record, text in zip(records, given, strict=True):
+            record["passage"] = text
+        placed = [_in_given(spans, len(text) - len(own)) for spans, text, own in zip(windows, given, bare, strict=True)]
+        index.add(records, placed, distinct[[rows[text] for text in texts]])
+
+    def _token_spans(self, texts: list[str]) -> list[list[Span]]:
+        """Where the tokens of each text stand; nothing is cut off."""
+        return self.model.tokenizer(texts, return_offsets_mapping=True, truncation=False, verbose=False)["offset_mapping"]
 
     # -------------------------------------------------------------------------------------------------------
 
@@ -254,12 +411,18 @@ class E5KorQuADInference:
         return array / norms
 
 
-def _best_first(scores: np.ndarray, k: int) -> np.ndarray:
-    """Positions of the k highest of (N,) scores, best first, equal ones in their order; only those k are sorted."""
-    split = max(len(scores) - k, 0)
-    threshold = np.partition(scores, split)[split]
-    candidates = np.flatnonzero(scores >= threshold)
-    return candidates[np.argsort(-scores[candidates], kind="stable")][:k]
+def _in_given(spans: list[Span], prefix: int) -> list[Span]:
+    """Windows of a text without its prefix as places in the text as given; the first holds the prefix, too."""
+    return [(begin + prefix if begin else 0, end + prefix) for begin, end in spans]
+
+
+def _of_given(result: dict[str, Any], given: list[str]) -> dict[str, Any]:
+    """A result of passages that were given with the search: they have no ids, and are shown as given."""
+    text, own = given[result["index"]], result["passage"]
+    shown = {"rank": result["rank"], "passage": text, "score": result["score"], "index": result["index"]}
+    if "span" in result:
+        shown["span"] = _in_given([result["span"]], len(text) - len(own))[0]
+    return shown
 
 
 def _as_list(texts: Iterable[str], name: str) -> list[str]:
@@ -353,42 +516,6 @@ def _choose_device(wanted: str | None) -> str:
 # Command line
 
 
-def read_passages(path: str | os.PathLike[str]) -> list[str]:
-    """The passages of a text file: one a line, stripped, blank lines skipped. UTF-8 (with or without BOM), else CP949.
-
-    Raises:
-        InferenceError: the file cannot be read, is in another encoding (with the offending byte), or holds no passage.
-    """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise InferenceError(f"{path} cannot be read: {error.strerror}.") from None
-    text = _decode(data, str(path)).replace("\r\n", "\n").replace("\r", "\n")
-    passages = [line.strip() for line in text.split("\n") if line.strip()]
-    if not passages:
-        raise InferenceError(f"{path} holds no passages: write one on each line.")
-    return passages
-
-
-def _decode(data: bytes, name: str) -> str:
-    try:
-        return data.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        not_utf8 = f"UTF-8 ({_place(error)})"
-    try:
-        text = data.decode("cp949")
-    except UnicodeDecodeError as error:
-        looks = " It looks like UTF-16." if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
-        raise InferenceError(f"{name} is neither {not_utf8} nor CP949 ({_place(error)}).{looks} Save it as UTF-8.") from None
-    logger.info("%s is not %s: read as CP949", name, not_utf8)
-    return text
-
-
-def _place(error: UnicodeDecodeError) -> str:
-    line = error.object.count(b"\n", 0, error.start) + 1
-    return f"byte 0x{error.object[error.start]:02x} at offset {error.start}, line {line}"
-
-
 EXAMPLE_PASSAGES = (
     "한글은 조선의 세종대왕이 1443년에 만들어 1446년에 훈민정음이라는 이름으로 반포하였다.",
     "한라산은 제주도 한가운데에 솟은 화산으로, 높이는 해발 1,947미터이다.",
@@ -418,13 +545,16 @@ def print_examples(engine: E5KorQuADInference, top_k: int) -> None:
 
 
 def print_results(query: str, results: Sequence[Mapping[str, Any]]) -> None:
-    """Print the query, and under it rank, score and passage of each result. What a long passage hides is said."""
+    """Print the query, and under it rank, score and passage (its best window) of each result. What is hidden is said."""
     print(f"  {query}")
     for result in results:
         text = str(result["passage"])
-        hidden = len(text) - _SHOWN_CHARACTERS
-        shown = text if hidden <= 0 else f"{text[:_SHOWN_CHARACTERS]}… ({hidden:,} more characters)"
-        print(f"  {result['rank']:>2} {result['score']:6.3f}  {shown}")
+        begin, end = result.get("span", (0, len(text)))
+        shown = f"{'…' if begin else ''}{text[begin : min(end, begin + _SHOWN_CHARACTERS)]}"
+        hidden = len(text) - min(end - begin, _SHOWN_CHARACTERS)
+        more = f"… ({hidden:,} more characters)" if hidden else ""
+        source = f"  [{result['id']}]" if "id" in result else ""
+        print(f"  {result['rank']:>2} {result['score']:6.3f}  {shown}{more}{source}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -437,40 +567,177 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     options = _parse_options(argv)
     try:
-        passages = read_passages(options.passages) if options.passages is not None else []
-        model_path = _find_model(options.model_path)
-        from transformers.utils.logging import disable_progress_bar
-
-        disable_progress_bar()  # of loading weights, which takes a second
-        engine = E5KorQuADInference(model_path, options.device)
-        if passages:
-            print_results(options.query, engine.search(options.query, passages, options.top_k))
-        else:
-            print_examples(engine, options.top_k)
+        options.run(options)
     except InferenceError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return 128 + signal.SIGINT
+    except BrokenPipeError:  # whoever read the answers has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     return 0
 
 
+def _run_examples(options: argparse.Namespace) -> None:
+    """Without a command: one question and a file of passages, or three examples."""
+    passages = read_passages(options.passages) if options.passages is not None else []
+    engine = _load_engine(options)
+    if passages:
+        print_results(options.query, engine.search(options.query, passages, options.top_k))
+    else:
+        print_examples(engine, options.top_k)
+
+
+def _run_index(options: argparse.Namespace) -> None:
+    documents = [document for file in options.files for document in read_documents(file)]
+    check_ids([document.id for document in documents])
+    with storage.writing(options.out):  # from before the long work on: a second writer hears of it at once
+        engine = _load_engine(options)
+        engine.build_index(
+            [document.passage for document in documents],
+            ids=[document.id for document in documents],
+            metadata=[document.metadata for document in documents],
+        )
+        engine.save(options.out)
+    print(f'{options.out}: {len(documents):,} passages. Ask: python inference.py search {options.out} "질문"')
+
+
+def read_documents(path: str) -> list[Document]:
+    """The passages of a file, by the end of its name: .jsonl, .json (KorQuAD: its paragraphs or pages), else text.
+
+    Raises InferenceError where it cannot be read or used.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix == ".json":
+        return _read_korquad(path)
+    return read_json_lines(path) if suffix in (".jsonl", ".ndjson") else read_text(path)
+
+
+def _read_korquad(path: str) -> list[Document]:
+    from dataloader import DatasetError, clean_html_text, load_json_file
+
+    try:
+        articles = load_json_file(path)["articles"]
+    except (DatasetError, OSError) as error:
+        raise InferenceError(f"{error}.") from None
+    texts = [(article["title"], clean_html_text(text)) for article in articles for text in article["paragraphs"]]
+    documents = [
+        Document(f"{path}:{number}", text, {"title": title}) for number, (title, text) in enumerate(texts, 1) if text.strip()
+    ]
+    if not documents:
+        raise InferenceError(f"{path} holds no paragraphs.")
+    return documents
+
+
+def _run_search(options: argparse.Namespace) -> None:
+    made_with = storage.read_manifest(options.index).model
+    if options.model_path is None and Path(made_with).is_dir():
+        options.model_path = made_with
+    engine = _load_engine(options)
+    engine.load(options.index)
+    failed = 0
+    for query in [options.query] if options.query is not None else _asked_questions():
+        try:
+            results = engine.search(query, top_k=options.top_k)
+        except InferenceError as error:
+            if options.query is not None:
+                raise
+            failed += 1
+            print(f"Error: {error}", file=sys.stderr)
+            continue
+        if options.json:
+            print(json.dumps({"query": query, "results": results}, ensure_ascii=False), flush=True)
+        else:
+            print_results(query, results)
+    if failed:
+        raise InferenceError(f"{failed:,} questions could not be searched for.")
+
+
+def _asked_questions() -> Iterator[str]:
+    """Questions as they are typed, until the end of input (Ctrl-D); blank lines are passed over."""
+    sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # bytes that are no text: said by the search
+    if sys.stdin.isatty():
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  # arrow keys in the prompt
+        print("Type a question; Ctrl-D ends.", file=sys.stderr)
+    while True:
+        try:
+            line = input("\n> ") if sys.stdin.isatty() else input()
+        except EOFError:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _load_engine(options: argparse.Namespace) -> E5KorQuADInference:
+    """The model that the options name; a wrong path is said before torch is imported."""
+    model_path = _find_model(options.model_path)
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # of loading weights, which takes a second
+    return E5KorQuADInference(model_path, options.device)
+
+
 def _parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in _COMMANDS:
+        name = arguments.pop(0)
+        what, add_options, run = _COMMANDS[name]
+        parser = argparse.ArgumentParser(f"{_PROGRAM} {name}", description=what, allow_abbrev=False)
+        add_options(parser)
+        _add_model_options(parser)
+        return argparse.Namespace(**vars(parser.parse_args(arguments)), run=run)
     parser = argparse.ArgumentParser(
-        description="Search passages with the finished model. Without --query: three examples.", allow_abbrev=False
+        _PROGRAM,
+        description="Search passages with the finished model. Without --query: three examples.",
+        epilog="\n".join(
+            ["commands (each has its --help):", *(f"  {name:9} {what}" for name, (what, *_) in _COMMANDS.items())]
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--query", metavar="TEXT", help="the question; needs --passages")
     parser.add_argument("--passages", metavar="FILE", help="text file, one passage a line (UTF-8 or CP949)")
-    parser.add_argument("--top_k", metavar="INT", type=_count, default=5, help="passages to show (default: 5)")
-    parser.add_argument("--model_path", metavar="DIR", help=f"the model's folder (default: {DEFAULT_MODEL_PATH})")
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, … (default: a GPU where there is one)")
-    options = parser.parse_args(argv)
+    _add_top_k(parser)
+    _add_model_options(parser)
+    options = parser.parse_args(arguments)
     if (options.query is None) != (options.passages is None):
         parser.error("--query TEXT and --passages FILE go together")
     if options.query is not None and not options.query.strip():
         parser.error("--query is empty: ask a question")
-    return options
+    return argparse.Namespace(**vars(options), run=_run_examples)
+
+
+def _add_index_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help=".jsonl: one object a line; .json: KorQuAD; else text, one passage a line"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write the index to")
+
+
+def _add_search_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("index", metavar="DIR", help="a folder that `index` wrote")
+    parser.add_argument("query", nargs="?", metavar="QUESTION", help="without it: a prompt, or standard input line by line")
+    parser.add_argument("--json", action="store_true", help="one JSON object a question, for programs")
+    _add_top_k(parser)
+
+
+def _add_top_k(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--top_k", metavar="INT", type=_count, default=5, help="passages to show (default: 5)")
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model_path", metavar="DIR", help=f"the model's folder (default: {DEFAULT_MODEL_PATH})")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, … (default: a GPU where there is one)")
+
+
+# Name → (what it does, adds its own options to a parser, does it).
+_COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]] = {
+    "index": ("encode passages once and keep them in a folder", _add_index_options, _run_index),
+    "search": ("ask an index: one question, or one after another", _add_search_options, _run_search),
+}
 
 
 def _count(text: str) -> int:

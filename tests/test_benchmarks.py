@@ -40,3 +40,13 @@ def test_loading_is_compared(tmp_path):
         result[way]["seconds"] >= 0 and result[way]["parent_mb"] > 5 for way in ("read", "plain", "pairs", "windows")
     ), result
     assert result["pairs_times_faster"] > 0
+
+
+def test_search_is_measured(tmp_path):
+    options = ("--folder", str(tmp_path), "--passages", "3000", "--rounds", "1")
+    result = json.loads(run("search_speed.py", "--part", "index", *options))
+    assert result["passages"] == 3000 and result["recall_at_10"] >= 0.99
+    assert all(result[name] > 0 for name in ("query_ms", "query_of_64_ms", "start_up_s", "start_up_with_imports_s"))
+    kernels = json.loads(run("search_speed.py", "--part", "kernels", *options))["kernels"]
+    assert {"numkong int8", "numpy float32", "torch int8"} <= kernels.keys()
+    assert all(times["ms"] > 0 and times["of_64_ms"] > 0 for times in kernels.values())

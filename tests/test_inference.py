@@ -1,8 +1,10 @@
 """Search: embeddings and prefixes, ranking, bad input, finding the model, and the command line."""
 
+import io
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,13 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 
 import inference
 from config import SAMPLE_RECIPE, TrainingConfig, read_recipe
-from inference import DEFAULT_MODEL_PATH, E5KorQuADInference, InferenceError, main, read_passages
+from inference import DEFAULT_MODEL_PATH, E5KorQuADInference, InferenceError, main
+from search import vectors
 
 REPOSITORY = Path(inference.__file__).parent
 PASSAGES = ["서울은 수도이다.", "한라산은 제주도에 있다.", "김치는 발효 음식이다.", "빛은 빠르다."]
@@ -236,15 +237,8 @@ def test_equal_passages_have_equal_scores(engine: E5KorQuADInference) -> None:
     assert len({r["score"] for r in found}) == 1
 
 
-@given(st.lists(st.sampled_from([-0.5, 0.0, 0.25, 0.5]), min_size=1, max_size=30), st.integers(1, 35))
-@settings(max_examples=60, deadline=None)
-def test_best_first_is_a_stable_sort_cut_off(values: list[float], k: int) -> None:
-    expected = sorted(range(len(values)), key=lambda position: -values[position])[:k]
-    assert inference._best_first(np.array(values, np.float32), k).tolist() == expected
-
-
 def test_batch_search_is_search_of_each_query(engine: E5KorQuADInference, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inference, "_QUERY_BLOCK", 2)
+    monkeypatch.setattr(vectors, "_QUERIES_AT_ONCE", 2)
     queries = ["수도는?", "산은?", "음식은?", "빛은?", "query: 수도는?"]
     batched = engine.batch_search(queries, PASSAGES, top_k=2)
     assert [[r["index"] for r in results] for results in batched] == [
@@ -309,6 +303,214 @@ def test_a_full_gpu_is_said(engine: E5KorQuADInference, monkeypatch: pytest.Monk
     monkeypatch.setattr(engine.model, "encode_document", full)
     with pytest.raises(InferenceError, match="memory of cpu is full"):
         engine.encode_passages(PASSAGES)
+
+
+# -----------------------------------------------------------------------------------------------------------
+# Long passages, and passages that were given before
+
+
+@pytest.fixture
+def encoded(engine: E5KorQuADInference, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Grows with every passage (or window of one) that is encoded from now on."""
+    texts: list[str] = []
+    encode = engine._encode
+
+    def note(bare: list[str], side: str, *rest: Any) -> np.ndarray:
+        texts.extend(bare if side == "document" else [])
+        return encode(bare, side, *rest)
+
+    monkeypatch.setattr(engine, "_encode", note)
+    monkeypatch.setattr(engine, "_remembered", [])
+    return texts
+
+
+def test_a_long_passage_is_found_by_its_best_window(
+    engine: E5KorQuADInference, encoded: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    long = " ".join(f"{number}번째낱말" for number in range(60)) + " 한라산은 제주도에 있다. " + "카타파하 " * 30
+    results = engine.search("산은?", ["passage: " + long, *PASSAGES], top_k=9)
+    windows = encoded[:-4]  # the other passages came behind
+    assert len(results) == 5 and len(windows) > 4 and max(map(len, encoded)) <= 117
+    (result,) = (result for result in results if result["index"] == 0)
+    assert result["passage"] == "passage: " + long
+    begin, end = result["span"]
+    scores = engine.compute_similarity("산은?", windows)
+    assert result["passage"][begin:end] in ("passage: " + windows[0], windows[int(np.argmax(scores))])
+    assert result["score"] == pytest.approx(max(scores), abs=1e-6)
+    assert result["score"] > engine.compute_similarity("산은?", long[:117]) + 1e-4  # found by more than its beginning
+    assert all(word in "".join(encoded) for word in long.split())
+    assert not any("passages exceed" in record.getMessage() for record in caplog.records)
+
+
+def test_a_passage_that_is_read_whole_has_no_span(engine: E5KorQuADInference, encoded: list[str]) -> None:
+    fits, too_long = "가" * 117, "가" * 118
+    spans = {result["passage"]: result.get("span") for result in engine.search("가", [fits, "passage: " + fits, too_long])}
+    assert spans[fits] is None and spans["passage: " + fits] is None and spans[too_long] is not None
+    assert encoded.count(fits) == 1
+
+
+def test_a_list_is_encoded_once(engine: E5KorQuADInference, encoded: list[str]) -> None:
+    first = engine.search("산은?", PASSAGES)
+    assert sorted(encoded) == sorted(PASSAGES)
+    others = ["다른 글이다.", "passage: 또 다른 글이다."]
+    engine.search("산은?", others)
+    assert engine.search("산은?", tuple(PASSAGES)) == first
+    assert engine.batch_search(["산은?"], iter(PASSAGES))[0] == first
+    # The same content with a prefix is the same content, and is shown as given.
+    assert engine.search("글?", ["passage: 다른 글이다.", "또 다른 글이다."], 1)[0]["passage"] in (
+        "passage: 다른 글이다.", "또 다른 글이다.",
+    )  # fmt: skip
+    assert len(encoded) == 6
+    engine.search("산은?", PASSAGES[::-1])
+    assert len(encoded) == 10
+
+
+def test_a_list_that_was_changed_is_encoded_anew(engine: E5KorQuADInference, encoded: list[str]) -> None:
+    passages = list(PASSAGES)
+    engine.search("산은?", passages)
+    passages[0] = "부산은 항구이다."
+    assert {result["passage"] for result in engine.search("산은?", passages)} == set(passages)
+    assert "부산은 항구이다." in encoded
+
+
+def test_not_more_is_remembered_than_fits(
+    engine: E5KorQuADInference, encoded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inference, "_REMEMBERED_LISTS", 2)
+    for passages in (["가"], ["나"], ["가"], ["다"]):  # "나" is the one not asked for the longest
+        engine.search("?", passages)
+    assert encoded == ["가", "나", "다"]
+    engine.search("?", ["가"])
+    engine.search("?", ["나"])
+    assert encoded == ["가", "나", "다", "나"]
+    monkeypatch.setattr(inference, "_REMEMBERED_WINDOWS", 3)
+    engine.search("?", ["라", "마", "바", "사"])  # more than fits by itself: kept alone
+    engine.search("?", ["라", "마", "바", "사"])
+    assert [len(index) for _, index in engine._remembered] == [4] and len(encoded) == 8
+
+
+# -----------------------------------------------------------------------------------------------------------
+# The index
+
+
+@pytest.fixture
+def indexed(toy_model_dir: Path) -> E5KorQuADInference:
+    model = E5KorQuADInference(toy_model_dir, device="cpu")
+    model.build_index(PASSAGES, ids=["서울", "산", "김치", "빛"], metadata=[{"n": n} for n in range(4)])
+    return model
+
+
+def test_the_index_finds_what_a_search_with_passages_finds(indexed: E5KorQuADInference) -> None:
+    queries = ["수도는?", "산은?", "음식은?"]
+    for query, results in zip(queries, indexed.batch_search(queries, top_k=3), strict=True):
+        given = indexed.search(query, PASSAGES, top_k=3)
+        for result, same in zip(results, given, strict=True):  # of another batch: the score's last digits may differ
+            assert {key: result[key] for key in same} == {**same, "score": pytest.approx(same["score"], abs=1e-6)}
+        assert [result["metadata"] for result in results] == [{"n": result["index"]} for result in results]
+        assert [result["id"] for result in indexed.search(query, top_k=3)] == [result["id"] for result in results]
+        json.dumps(results)
+    assert indexed.batch_search([]) == []
+
+
+def test_passages_come_and_go(indexed: E5KorQuADInference) -> None:
+    indexed.add(["passage: 부산은 항구이다.", "가나다 " * 60])
+    results = {result["id"]: result for result in indexed.search("부산은 항구이다.", top_k=9)}
+    assert len(results) == 6 and results["4"]["passage"] == "passage: 부산은 항구이다." and "span" in results["5"]
+    indexed.remove(["서울", "4"])
+    assert {result["id"] for result in indexed.search("부산은?", top_k=9)} == {"산", "김치", "빛", "5"}
+    indexed.build_index(["새 글이다."])
+    assert [result["id"] for result in indexed.search("글은?")] == ["0"]
+
+
+def test_an_index_begins_with_add(toy_model_dir: Path) -> None:
+    model = E5KorQuADInference(toy_model_dir, device="cpu")
+    for ask in (lambda: model.search("산은?"), lambda: model.save("x"), lambda: model.remove(["0"])):
+        with pytest.raises(
+            InferenceError, match=r"There is no index to search in: build_index\(passages\) or load\(path\) first"
+        ):
+            ask()
+    model.add(PASSAGES)
+    assert len(model.search("산은?", top_k=9)) == 4
+    model.remove(["0", "1", "2", "3"])
+    with pytest.raises(InferenceError, match="There is no index to search in"):
+        model.search("산은?")
+
+
+@pytest.mark.parametrize(
+    ("passages", "arguments", "message"),
+    [
+        (["새 글", ""], {}, r"passages\[1\] is empty"),
+        (["새 글", None], {}, r"passages\[1\] must be text"),
+        ("새 글", {}, "passages must be a list of texts, not str"),
+        (["새 글", "또"], {"ids": ["a", "a"]}, r"ids\[1\] is 'a' for the second time"),
+        (["새 글"], {"ids": ["산"]}, "'산' is in the index already"),
+        (["새 글"], {"ids": ["a", "b"]}, "1 passages and 2 ids"),
+        (["새 글"], {"metadata": [{"a": object()}]}, r"metadata\[0\] holds what JSON cannot"),
+        (["새 글"], {"batch_size": 0}, "batch_size must be a whole number"),
+    ],
+)
+def test_bad_input_loses_nothing(
+    indexed: E5KorQuADInference, monkeypatch: pytest.MonkeyPatch, passages: Any, arguments: dict[str, Any], message: str
+) -> None:
+    before = indexed.search("산은?", top_k=9)
+    if "batch_size" not in arguments:  # said before the work of encoding
+        monkeypatch.setattr(indexed.model, "encode_document", None)
+    with pytest.raises(InferenceError, match=message):
+        indexed.add(passages, **arguments)
+    if arguments != {"ids": ["산"]}:
+        with pytest.raises(InferenceError, match=message):
+            indexed.build_index(passages, **arguments)
+    assert indexed.search("산은?", top_k=9) == before
+
+
+def test_a_stop_while_encoding_loses_nothing(indexed: E5KorQuADInference, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(indexed.model, "encode_document", stop)
+        for change in (indexed.add, indexed.build_index):
+            with pytest.raises(KeyboardInterrupt):
+                change(["새 글"])
+    assert len(indexed.search("산은?", top_k=9)) == 4
+    indexed.add(["새 글"], ids=["새"])
+    assert len(indexed.search("산은?", top_k=9)) == 5
+
+
+def test_saved_and_loaded(indexed: E5KorQuADInference, engine: E5KorQuADInference, tmp_path: Path) -> None:
+    expected = indexed.search("산은?", top_k=9)
+    indexed.save(tmp_path / "index")
+    other = E5KorQuADInference(engine.model_path, device="cpu")
+    other.load(str(tmp_path / "index"))
+    assert other.search("산은?", top_k=9) == expected
+    other.add(["새 글"])
+    other.remove(["산"])
+    other.save(tmp_path / "index")
+    indexed.load(tmp_path / "index")
+    assert {result["id"] for result in indexed.search("산은?", top_k=9)} == {"서울", "김치", "빛", "4"}
+
+
+def test_an_index_of_another_model_is_refused(indexed: E5KorQuADInference, copied_model: Path, tmp_path: Path) -> None:
+    indexed.save(tmp_path / "index")
+    E5KorQuADInference(copied_model, device="cpu").load(tmp_path / "index")  # the same model elsewhere
+    other = SentenceTransformer(str(copied_model), device="cpu")
+    with torch.no_grad():
+        next(other.parameters()).add_(0.01)
+    other.save(str(tmp_path / "other"), create_model_card=False)
+    model = E5KorQuADInference(tmp_path / "other", device="cpu")
+    model.build_index(["그대로"])
+    with pytest.raises(InferenceError, match="was made with the model") as caught:
+        model.load(tmp_path / "index")
+    assert str(indexed.model_path.resolve()) in str(caught.value) and str(tmp_path / "other") in str(caught.value)
+    assert len(model.search("산은?")) == 1
+
+
+def test_a_model_that_changed_on_disk_signs_nothing(copied_model: Path, tmp_path: Path) -> None:
+    model = E5KorQuADInference(copied_model, device="cpu")
+    model.build_index(PASSAGES)
+    os.utime(copied_model / "model.safetensors", (0, 0))
+    with pytest.raises(InferenceError, match="was changed since it was loaded"):
+        model.save(tmp_path / "index")
 
 
 # -----------------------------------------------------------------------------------------------------------
@@ -409,50 +611,6 @@ def test_gpu_where_there_is_one(toy_model_dir: Path, engine: E5KorQuADInference)
 
 
 # -----------------------------------------------------------------------------------------------------------
-# Passage files
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp949"])
-def test_passages_one_a_line_in_each_encoding(tmp_path: Path, encoding: str, caplog: pytest.LogCaptureFixture) -> None:
-    file = tmp_path / "passages.txt"
-    file.write_bytes("서울은 수도이다.\r\n\r\n  똠방각하 \r한라산\u3000은\n \t \n끝".encode(encoding))
-    with caplog.at_level(logging.INFO, logger="inference"):
-        assert read_passages(file) == ["서울은 수도이다.", "똠방각하", "한라산\u3000은", "끝"]
-    assert ("read as CP949" in caplog.text) == (encoding == "cp949")
-
-
-def test_separators_of_unicode_do_not_end_a_passage(tmp_path: Path) -> None:
-    file = tmp_path / "passages.txt"
-    file.write_text("가\u2028나\x85다\x0c라\n마", encoding="utf-8")
-    assert read_passages(file) == ["가\u2028나\x85다\x0c라", "마"]
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b"ab\ncd\xff\n", r"neither UTF-8 \(byte 0xff at offset 5, line 2\) nor CP949 \(byte 0xff at offset 5, line 2\)"),
-        (b"\xef\xbb\xbfab\xff", r"UTF-8 \(byte 0xff at offset 5, line 1\)"),
-        ("서울".encode("utf-16"), r"It looks like UTF-16\. Save it as UTF-8"),
-        (b"", "holds no passages"),
-        (b"\xef\xbb\xbf \n\r\n", "holds no passages"),
-    ],
-)
-def test_passage_files_that_cannot_be_used(tmp_path: Path, data: bytes, message: str) -> None:
-    file = tmp_path / "passages.txt"
-    file.write_bytes(data)
-    with pytest.raises(InferenceError, match=message) as caught:
-        read_passages(file)
-    assert str(file) in str(caught.value)
-
-
-def test_passage_files_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(InferenceError, match=r"none\.txt cannot be read: No such file or directory"):
-        read_passages(tmp_path / "none.txt")
-    with pytest.raises(InferenceError, match="cannot be read: Is a directory"):
-        read_passages(tmp_path)
-
-
-# -----------------------------------------------------------------------------------------------------------
 # Command line
 
 
@@ -532,10 +690,199 @@ def test_ctrl_c_ends_with_status_130(
     assert capsys.readouterr().err.endswith("\nStopped.\n")
 
 
+# -----------------------------------------------------------------------------------------------------------
+# The commands index and search
+
+
+@pytest.fixture
+def made(toy_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """An index of a text file and a file of JSON lines."""
+    (tmp_path / "a.txt").write_text("\n".join(PASSAGES), encoding="utf-8")
+    lines = [{"passage": "부산은 항구이다.", "id": "부산", "title": "부산"}, {"text": "가나다 " * 60}]
+    (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    files = [str(tmp_path / "a.txt"), str(tmp_path / "b.jsonl")]
+    assert main(["index", *files, "--out", str(tmp_path / "made"), "--model_path", str(toy_model_dir)]) == 0
+    assert f"{tmp_path / 'made'}: 6 passages. Ask: python inference.py search" in capsys.readouterr().out
+    return tmp_path / "made"
+
+
+def ask(*arguments: str | Path) -> int:
+    return main(["search", *map(str, arguments)])
+
+
+def test_search_of_an_index(made: Path, engine: E5KorQuADInference, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ask(made, "부산은 항구이다.", "--top_k", "2") == 0  # with the model that made it
+    first, *results = capsys.readouterr().out.splitlines()
+    assert first == "  부산은 항구이다." and len(results) == 2
+    assert ask(made, "부산은 항구이다.", "--top_k", "9", "--json") == 0
+    (answer,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert answer["query"] == "부산은 항구이다." and len(answer["results"]) == 6
+    by_id = {result["id"]: result for result in answer["results"]}
+    assert by_id["부산"]["metadata"] == {"title": "부산"}
+    assert by_id[f"{made.parent / 'a.txt'}:2"]["passage"] == PASSAGES[1]
+    assert by_id[f"{made.parent / 'b.jsonl'}:2"]["passage"] == "가나다 " * 60
+    best = answer["results"][0]
+    assert results[0].startswith(f"   1 {best['score']:6.3f}  ") and results[0].endswith(f"  [{best['id']}]")
+    assert best["score"] == pytest.approx(engine.compute_similarity("부산은 항구이다.", best["passage"]), abs=1e-6)
+
+
+def test_questions_one_after_another(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def type_in(content: bytes) -> None:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
+
+    type_in("산은?\n\n \n빛은?".encode())
+    assert ask(made, "--json", "--top_k", "1") == 0
+    assert [json.loads(line)["query"] for line in capsys.readouterr().out.splitlines()] == ["산은?", "빛은?"]
+    type_in("산은?\n".encode() + b"\xff\xfe\n" + "빛은?\n".encode())  # one of them is no text
+    assert ask(made, "--json", "--top_k", "1") == 1
+    said = capsys.readouterr()
+    assert [json.loads(line)["query"] for line in said.out.splitlines()] == ["산은?", "빛은?"]
+    assert "not valid Unicode" in said.err and "1 questions could not be searched for" in said.err
+
+
+def test_the_prompt(made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    typed = iter(["산은?", "", " 빛은? "])
+
+    def type_in(prompt: str) -> str:
+        assert prompt == "\n> "
+        try:
+            return next(typed)
+        except StopIteration:
+            raise EOFError from None
+
+    terminal = io.TextIOWrapper(io.BytesIO())
+    monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stdin", terminal)
+    monkeypatch.setattr("builtins.input", type_in)
+    assert ask(made, "--top_k", "1") == 0
+    said = capsys.readouterr()
+    assert "Type a question; Ctrl-D ends." in said.err
+    assert [line for line in said.out.splitlines() if "?" in line] == ["  산은?", "  빛은?"]
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_the_prompt_in_a_terminal(made: Path) -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    command = [sys.executable, str(REPOSITORY / "inference.py"), "search", str(made), "--top_k", "1"]
+    process = subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=REPOSITORY)
+    os.write(ours, "산은?\n".encode() + b"\x04")  # Ctrl-D
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err.decode()
+    assert "Type a question; Ctrl-D ends." in err.decode()
+    assert "  산은?\n   1 " in out.decode() and out.decode().count("\n   1 ") == 1
+
+
+@pytest.mark.long
+def test_a_reader_that_goes_away_is_no_error(made: Path) -> None:
+    command = f"{sys.executable} {REPOSITORY / 'inference.py'} search {made} --json < {made.parent / 'many.txt'} | head -1"
+    (made.parent / "many.txt").write_text("산은?\n" * 100, encoding="utf-8")
+    result = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0 and result.stdout.count("\n") == 1
+    assert "Traceback" not in result.stderr and "BrokenPipe" not in result.stderr
+
+
+def test_index_of_korquad_files(toy_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    qa = {"id": "1", "question": "?", "answers": [{"text": "글", "answer_start": 0}]}
+    first = {"data": [{"title": "제목", "paragraphs": [{"context": "글이다.", "qas": [qa]}, {"context": " ", "qas": []}]}]}
+    page = "<html><body><h1>한라산</h1><p>제주도의 <b>산</b>이다.</p></body></html>"
+    second = {"data": [{"title": "한라산", "url": "", "context": page, "qas": []}]}
+    for name, content in (("one.json", first), ("two.json", second)):
+        (tmp_path / name).write_text(json.dumps(content))
+    files = [str(tmp_path / "one.json"), str(tmp_path / "two.json")]
+    assert main(["index", *files, "--out", str(tmp_path / "i"), "--model_path", str(toy_model_dir)]) == 0
+    assert ask(tmp_path / "i", "산은?", "--json") == 0
+    results = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]
+    found = {result["metadata"]["title"]: result["passage"] for result in results}
+    assert found["제목"] == "글이다." and "제주도의 산이다." in found["한라산"] and "<" not in found["한라산"]
+    assert len(results) == 2
+    (tmp_path / "three.json").write_text('{"data": [{"title": "", "context": " ", "qas": []}]}')
+    assert main(["index", str(tmp_path / "three.json"), "--out", str(tmp_path / "j")]) == 1
+    assert "three.json holds no paragraphs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "message"),
+    [
+        (b"", "a.txt", "holds no passages"),
+        (b"{", "a.jsonl", "a.jsonl, line 1, column 2: is not JSON"),
+        (b'{"a": 1}', "a.json", r"a\.json: \$\.data: is missing"),
+        (b"[", "a.json", r"a\.json: line 1, column 2"),
+        (None, "a.json", r"a\.json: no such file"),
+        (None, "a.txt", r"a\.txt cannot be read"),
+        (b'{"text": "\xea\xb0\x80", "id": "a"}\n{"text": "\xea\xb0\x80", "id": "a"}', "a.jsonl", "'a' for the second time"),
+    ],
+)
+def test_files_that_cannot_be_indexed(
+    toy_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None, name: str, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    arguments = ["index", str(tmp_path / name), "--out", str(tmp_path / "i"), "--model_path", str(toy_model_dir)]
+    assert main(arguments) == 1
+    assert re.search(message, said := capsys.readouterr().err), said
+    assert not (tmp_path / "i").exists()
+
+
+def test_index_where_something_else_is(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = made.parent / "other"
+    other.mkdir()
+    (other / "thesis.txt").touch()
+    for out, message in ((other, "holds something else"), (made.parent / "a.txt", "is not a folder")):
+        assert main(["index", str(made.parent / "a.txt"), "--out", str(out), "--model_path", "nowhere"]) == 1
+        assert message in capsys.readouterr().err  # before the model is looked for
+    assert ask(other, "?") == 1
+    assert "holds no index" in capsys.readouterr().err
+    assert ask(made, " ") == 1
+    assert "The query is empty" in capsys.readouterr().err
+
+
+def test_two_writers_of_one_folder(made: Path, toy_model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    program = (
+        "import sys, time; from search import storage\n"
+        "with storage.writing(sys.argv[1]): print('writing', flush=True); time.sleep(60)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    with subprocess.Popen([sys.executable, "-c", program, str(made)], env=environment, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout and writer.stdout.readline() == b"writing\n"
+        again = ["index", str(made.parent / "a.txt"), "--out", str(made), "--model_path", str(toy_model_dir)]
+        assert main(again) == 1
+        assert "is being written by another process" in capsys.readouterr().err
+        assert ask(made, "산은?") == 0
+        writer.kill()
+    assert main(again) == 0
+    assert "4 passages" in capsys.readouterr().out
+
+
+def test_wrong_arguments_of_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in (
+        (["index"], "required: FILE, --out"),
+        (["index", "a.txt"], "required: --out"),
+        (["search"], "required: DIR"),
+        (["search", "i", "q", "--top_k", "0"], "at least 1"),
+        (["search", "i", "--query", "q"], "unrecognized arguments"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 2 and message in capsys.readouterr().err
+    for command in ([], ["index"], ["search"]):
+        with pytest.raises(SystemExit) as ended:
+            main([*command, "--help"])
+        assert ended.value.code == 0
+        said = capsys.readouterr().out
+    assert "--json" in said
+
+
 def test_help_and_errors_answer_without_torch(tmp_path: Path) -> None:
     program = (
         "import sys, inference\n"
-        "for arguments in (['--help'], ['--top_k', '0'], ['--model_path', 'nowhere'], []):\n"
+        "for arguments in (\n"
+        "    ['--help'], ['index', '--help'], ['search', 'nowhere'], ['--top_k', '0'], ['--model_path', 'nowhere'], []\n"
+        "):\n"
         "    try:\n"
         "        print(inference.main(arguments))\n"
         "    except SystemExit as ended:\n"
@@ -551,5 +898,5 @@ def test_help_and_errors_answer_without_torch(tmp_path: Path) -> None:
         timeout=120,
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[-5:] == ["0", "2", "1", "1", "[]"]
+    assert result.stdout.splitlines()[-5:] == ["1", "2", "1", "1", "[]"]
     assert "Traceback" not in result.stderr
