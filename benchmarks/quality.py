@@ -71,8 +71,13 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--train_split", default="0.75")
     parser.add_argument("--split_seed", default="0")
+    parser.add_argument("--precision", default="auto")
     options = parser.parse_args()
-    split = [f"--train_split={options.train_split}", f"--split_seed={options.split_seed}"]
+    split = [
+        f"--train_split={options.train_split}",
+        f"--split_seed={options.split_seed}",
+        f"--precision={options.precision}",
+    ]
     lines = []
     for name in options.rows:
         runs = [run(name, rows[name], options.data, split, seed) for seed in options.seeds]
