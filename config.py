@@ -158,7 +158,7 @@ class TrainingConfig:
     )
     precision: str = setting(
         "auto",
-        "auto = on a GPU bf16 where it has it, else fp16; fp32 on a CPU",
+        "auto = bf16 where the device has it; else fp16 on a GPU, fp32 on a CPU",
         choices=("auto", "fp16", "bf16", "fp32"),
         changes_result=False,  # what it comes to is compared, and so for the device
     )

@@ -2,10 +2,12 @@
 
     python benchmarks/train_speed.py --dataset_root KorQuAD_v1.0_dev.json --batch_sizes 16 64
 
-Model, adapter, pairs, batches, threads, dropout and checkpointing are the same on both sides. Blocks of steps alternate, so
-that a machine whose speed drifts slows both. Prints one JSON line: pairs a second of each side, their ratio by batch size,
-real and padded tokens of a step, and how near ours comes to the time of the bare matrix products (`floor_share` is our time
-over the floor's). `no_encoder_dropout` is ours with the encoder's own dropout off, against the peer with it on.
+Model, adapter, pairs, batches, threads, precision, dropout and checkpointing are the same on both sides. Blocks of steps
+alternate, so that a machine whose speed drifts slows both. Prints one JSON line: pairs a second of each side, their ratio by
+batch size, real and padded tokens of a step, and how near ours comes to the time of the bare float32 matrix products
+(`floor_share` is our time over the floor's). `no_encoder_dropout` is ours with the encoder's own dropout off, against the
+peer with it on. With one thread (OMP_NUM_THREADS=1) seconds are those of the process's CPU, here and in the benchmarks that
+stand on this one: where other work shares the machine.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,7 @@ from datasets import Dataset
 from sentence_transformers import InputExample, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from torch import nn
-from transformers import TrainerCallback, set_seed
+from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.utils import logging as transformers_logging
 
 from config import SAMPLE_DATASET_ROOT, TrainingConfig
@@ -46,6 +49,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="steps of a block")
     parser.add_argument("--rounds", type=int, default=3, help="blocks of each side")
     parser.add_argument("--encoder_dropout", type=float, default=0.1)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of both sides")
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     transformers_logging.disable_progress_bar()
@@ -54,12 +58,22 @@ def main() -> None:
         dataset_root=options.dataset_root,
         gradient_checkpointing=False,
         encoder_dropout=options.encoder_dropout,
+        precision=options.precision,
         log_dir="",
         num_workers=0,
     )
     examples, _ = prepare_training_data(load_entire_dataset(config.dataset_root, verbose=False), config)
     results = {str(size): compare(examples, config, size, options.steps, options.rounds) for size in options.batch_sizes}
-    print(json.dumps({"benchmark": "train_speed", "threads": torch.get_num_threads(), "batch_size": results}))
+    print(
+        json.dumps(
+            {
+                "benchmark": "train_speed",
+                "threads": torch.get_num_threads(),
+                "precision": config.precision,
+                "batch_size": results,
+            }
+        )
+    )
 
 
 def compare(
@@ -94,6 +108,11 @@ def compare(
     }
 
 
+def clock() -> float:
+    """Seconds: the wall's, or, with one thread, those of this process's CPU, which other work on the machine slows less."""
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
 class Ours:
     """EmbeddingTrainer's own step over one epoch of the examples."""
 
@@ -102,21 +121,36 @@ class Ours:
             config = TrainingConfig(**config.to_dict() | {"encoder_dropout": dropout})
         set_seed(config.seed)
         model = setup_lora_model(load_base_model(config.model_name, config.max_seq_length), config)
-        self._trainer = EmbeddingTrainer(model, config)
-        self._loader = build_dataloader(examples, config, tokenizer=model.tokenizer)
-        self._optimizer, self._scheduler, self._scaler = self._trainer._setup_optimizer_and_scheduler(10_000)
-        lengths = [batch["lengths"] for batch in self._loader]
-        self.real_tokens = round(statistics.mean(int(row.sum()) for row in lengths))
-        sides = [row.view(2, -1) for row in lengths]
-        self.padded_tokens = round(statistics.mean(int(s.max(dim=1).values.sum()) * s.shape[1] for s in sides))
+        self.model = model
+        self.trainer = EmbeddingTrainer(model, config)
+        self.loader = build_dataloader(examples, config, tokenizer=model.tokenizer)
+        self.set_epochs(1000)
+        self.real_tokens = round(statistics.mean(int(batch["lengths"].sum()) for batch in self.loader))
+        self.padded_tokens = round(statistics.mean(padded_tokens(batch) for batch in self.loader))
+
+    def set_epochs(self, epochs: int) -> None:
+        """Begin a run of so many blocks: the rate's schedule."""
+        steps = epochs * len(self.loader)
+        self._optimizer, self._scheduler, self._scaler = self.trainer._setup_optimizer_and_scheduler(steps)
 
     def block(self) -> float:
-        self._trainer.model.train()
-        start = time.perf_counter()
-        for batch in self._loader:
-            self._trainer._training_step(batch, None, self._optimizer, self._scaler)
+        """Seconds of one pass over the examples."""
+        return self.steps(self.loader)
+
+    def steps(self, batches: Iterable[Any]) -> float:
+        """Seconds of a step for each of the batches."""
+        self.model.train()
+        start = clock()
+        for batch in batches:
+            self.trainer._training_step(batch, None, self._optimizer, self._scaler)
             self._scheduler.step()
-        return time.perf_counter() - start
+        return clock() - start
+
+
+def padded_tokens(batch: dict[str, torch.Tensor]) -> int:
+    """Tokens of the questions and of the passages, each padded to their longest."""
+    pairs = len(batch["mask"])
+    return pairs * int(batch["lengths"][:pairs].max() + batch["lengths"][pairs:].max())
 
 
 class Peer:
@@ -125,12 +159,19 @@ class Peer:
     def __init__(self, examples: list[InputExample], config: TrainingConfig):
         self._config = config
         set_seed(config.seed)
-        self._model = setup_lora_model(load_base_model(config.model_name, config.max_seq_length), config)
-        use_plain_dropout(self._model)
+        self.model = setup_lora_model(load_base_model(config.model_name, config.max_seq_length), config)
+        use_plain_dropout(self.model)
         queries, passages = zip(*(example.texts for example in examples), strict=True)
-        self._data = Dataset.from_dict({"anchor": list(queries), "positive": list(passages)})
+        self.data = Dataset.from_dict({"anchor": list(queries), "positive": list(passages)})
 
     def block(self) -> float:
+        """Seconds of one pass over the examples."""
+        clock = Clock()
+        self.train(clock)
+        return clock.seconds
+
+    def train(self, callback: TrainerCallback, **more_arguments: Any) -> None:
+        """One epoch of the library's trainer."""
         with tempfile.TemporaryDirectory() as folder:
             arguments = SentenceTransformerTrainingArguments(
                 output_dir=folder,
@@ -139,21 +180,24 @@ class Peer:
                 learning_rate=self._config.learning_rate,
                 weight_decay=self._config.weight_decay,
                 max_grad_norm=self._config.max_grad_norm,
+                bf16=self._config.precision == "bf16",
+                seed=self._config.seed,
                 use_cpu=True,
                 save_strategy="no",
                 report_to="none",
                 disable_tqdm=True,
                 logging_strategy="no",
+                **more_arguments,
             )
-            clock = Clock()
-            SentenceTransformerTrainer(
-                model=self._model,
+            trainer = SentenceTransformerTrainer(
+                model=self.model,
                 args=arguments,
-                train_dataset=self._data,
-                loss=MultipleNegativesRankingLoss(self._model, scale=self._config.scale),
-                callbacks=[clock],
-            ).train()
-        return clock.seconds
+                train_dataset=self.data,
+                loss=MultipleNegativesRankingLoss(self.model, scale=self._config.scale),
+                callbacks=[callback],
+            )
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
 
 
 class Clock(TrainerCallback):
@@ -163,10 +207,10 @@ class Clock(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == 0:
-            self._start = time.perf_counter()
+            self._start = clock()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.seconds = time.perf_counter() - self._start
+        self.seconds = clock() - self._start
 
 
 def use_plain_dropout(model: Any) -> None:
@@ -182,13 +226,13 @@ def matrix_rate(tokens: int, repeats: int = 12) -> float:
     square, wide, narrow = torch.randn(384, 384), torch.randn(1536, 384), torch.randn(384, 1536)
     rows, wide_rows = torch.randn(tokens, 384), torch.randn(tokens, 1536)
     with torch.no_grad():
-        start = time.perf_counter()
+        start = clock()
         for _ in range(repeats):
             for _ in range(4):
                 rows @ square.T
             rows @ wide.T
             wide_rows @ narrow.T
-        elapsed = time.perf_counter() - start
+        elapsed = clock() - start
     return repeats * 2 * tokens * ENCODER_PARAMETERS / 12 / elapsed
 
 

@@ -74,6 +74,7 @@ def toy_config(tmp_path: Path) -> Callable[..., TrainingConfig]:
             "log_dir": str(tmp_path / "logs"),
             "num_workers": 0,
             "device": "cpu",
+            "precision": "fp32",  # whatever this CPU has
         }
         return TrainingConfig(**settings | changes)
 

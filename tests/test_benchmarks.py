@@ -1,13 +1,24 @@
 """The benchmarks run, and what they write is what they say."""
 
+import importlib
 import json
+import logging
+import math
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import InputExample
+
 from dataloader import load_entire_dataset
+from trainer import EmbeddingTrainer
 
 ROOT = Path(__file__).resolve().parent.parent
+SAMPLE = ROOT / "data" / "sample"
 
 
 def run(script: str, *options: str) -> str:
@@ -50,3 +61,87 @@ def test_search_is_measured(tmp_path):
     kernels = json.loads(run("search_speed.py", "--part", "kernels", *options))["kernels"]
     assert {"numkong int8", "numpy float32", "torch int8"} <= kernels.keys()
     assert all(times["ms"] > 0 and times["of_64_ms"] > 0 for times in kernels.values())
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Of training, on a toy model
+
+
+@pytest.fixture
+def benchmark(monkeypatch, capsys, toy_model_dir):
+    """Name and options → the JSON lines that it prints, run in this process."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.setattr(logging, "disable", lambda level: None)  # it would last beyond this test
+
+    def run(name: str, *options: str) -> list[dict]:
+        monkeypatch.setattr(sys, "argv", [name, "--model_name", str(toy_model_dir), *options])
+        importlib.import_module(name).main()
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+
+    return run
+
+
+def test_time_to_quality(benchmark):
+    (result,) = benchmark("time_to_quality", "--max_samples", "64", "--turns", "2", "--eval_samples", "100")
+    assert (result["pairs"], result["held_out_questions"]) == (64, 100)
+    assert result["peer"]["seconds"] > 0 and result["peer"]["batch_size"] == result["ours"]["batch_size"] == 16
+    assert result["own"]["batch_size"] == 32 and result["own"]["learning_rate"] == 2e-4
+    for side in (result["ours"], result["own"]):
+        reached = [mrr >= result["peer"]["mrr"] for _, mrr in side["curve"]]
+        assert not any(reached[:-1]) and (reached[-1] or len(reached) == 2)
+        last = side["curve"][-1][0]
+        assert 0 <= last <= side["seconds"]
+        assert side["seconds_to_reach"] == (last if reached[-1] else None)
+
+
+def test_growth(benchmark):
+    options = ["--batch_sizes", "4", "8", "--block", "8", "--rounds", "1", "--pairs", "5", "60", "--steps", "1"]
+    (result,) = benchmark("growth", *options)
+    assert list(result["batch"]) == ["4", "8", "8 in pieces"] and min(result["batch"].values()) > 0
+    # Five articles of one question: four to train on, of which one validates. Six articles of ten: five, and of these one.
+    assert [found["training_pairs"] for found in result["pairs"].values()] == [3, 40]
+    assert all(value > 0 for found in result["pairs"].values() for value in found.values())
+
+
+def test_layouts_and_kinds_of_dropout(benchmark):
+    (result,) = benchmark("step_forms", "--batch_sizes", "4", "--pairs", "8", "--rounds", "1")
+    seconds = result["seconds_a_step"]["4"]
+    assert len(seconds) == 10 and min(seconds.values()) > 0
+
+
+@pytest.mark.parametrize("layout", ["padded", "one_group", "four_sorted"])
+def test_every_layout_embeds_alike(layout, monkeypatch, toy_model_dir, toy_config):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    step_forms = importlib.import_module("step_forms")
+    config = toy_config(model_name=str(toy_model_dir), batch_size=4, log_dir="")
+    texts = [f"글 {'가' * length}" for length in (1, 9, 4, 2, 7, 3, 12, 5)]
+    examples = [InputExample(texts=[a, b]) for a, b in zip(texts[:4], texts[4:], strict=True)]
+    form = step_forms.Form(examples, config, getattr(step_forms, layout))
+    form.model.eval()
+    (batch,) = form.loader
+    chosen = np.array([2, 0, 1, 3, 7, 5, 4, 6])
+    with torch.no_grad():
+        wanted = EmbeddingTrainer._embed(form.trainer, batch["tokens"], batch["lengths"], chosen)
+        found = form.trainer._embed(batch["tokens"], batch["lengths"], chosen)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.long
+def test_dropout_quality(benchmark):
+    *runs, means = benchmark("dropout_quality", "--max_samples", "32", "--num_epochs", "1", "--seeds", "0", "1")
+    assert len(runs) == 8 and list(means["mrr@10"]) == [run["kind"] for run in runs[:4]]
+    of_none = [run["answers"] for run in runs if run["kind"] == "none"]
+    assert math.isclose(means["mrr@10"]["none"]["answers"], sum(of_none) / 2, abs_tol=1e-4)
+
+
+@pytest.mark.long
+def test_startup_counts_every_second_once(toy_model_dir, tmp_path):
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "benchmarks" / "startup.py"), "--model_name", str(toy_model_dir)]
+    command += ["--dataset_root", str(SAMPLE), "--max_samples", "16", "--eval_samples", "20"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert sum(result["wall"].values()) == pytest.approx(result["seconds"], abs=0.2)
+    assert {"imports", "base model", "step 0 on validation", "first step", "the rest"} <= set(result["wall"])
+    assert list(result["cpu"]) == list(result["wall"]) and min(result["cpu"].values()) >= 0

@@ -141,12 +141,17 @@ def test_a_hidden_gpu_counts_as_none(nvidia_smi, monkeypatch, value):
 # Number formats
 
 
-def test_auto_is_bf16_or_fp16_on_a_gpu_and_fp32_on_a_cpu(monkeypatch):
+def test_auto_is_bf16_where_the_device_has_it_else_fp16_on_a_gpu_and_fp32_on_a_cpu(monkeypatch):
     for has_it, expected in ((False, ("fp16", "a GPU without bf16")), (True, ("bf16", "the GPU has it"))):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has_it=has_it: has_it)
         assert choose_precision("auto", CUDA) == expected
-    precision, reason = choose_precision("auto", CPU)
-    assert precision == "fp32" and "no GPU" in reason
+    without = {"avx512_bf16": False, "amx_bf16": False, "avx512_fp16": True}
+    for capabilities in (without | {"avx512_bf16": True}, without | {"amx_bf16": True}):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found)
+        assert choose_precision("auto", CPU) == ("bf16", "the CPU has it")
+    for capabilities in (without, {"neon": True}):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found)
+        assert choose_precision("auto", CPU) == ("fp32", "a CPU without bf16")
 
 
 @pytest.mark.parametrize("wanted", ["fp16", "bf16", "fp32"])

@@ -9,7 +9,7 @@ from sentence_transformers import SentenceTransformer
 from config import ConfigError
 from trainer import print_lora_info, setup_lora_model
 from trainer.dropout import SharedDropout
-from trainer.lora import adapter_matrices, merged_copy
+from trainer.lora import adapter_matrices, adapters_off, merged_copy
 from trainer.loss import contrastive_loss
 
 QUERIES = ["query: 대한민국의 수도는?", "query: 물의 화학식은?", "query: 한글을 만든 사람은?", "query: 가장 높은 산은?"]
@@ -274,3 +274,21 @@ def test_the_saved_adapter_names_the_published_model_and_not_a_folder(toy_model,
     assert (saved["r"], saved["lora_alpha"], saved["lora_dropout"], saved["bias"]) == (2, 6, 0.1, "none")
     assert sorted(saved["target_modules"]) == ["key", "query", "value"]
     assert "/tmp" not in text
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Switching off
+
+
+def test_with_the_adapters_off_embeddings_are_the_base_models_bit_for_bit(toy_model_dir, toy_config):
+    base = SentenceTransformer(str(toy_model_dir), device="cpu")
+    untouched = base.encode(PASSAGES)
+    model = setup_lora_model(base, toy_config(lora_target_modules=ALL_LINEAR, gradient_checkpointing=True))
+    model.train()
+    train_steps(model, 3)
+    model.eval()
+    tuned = model.encode(PASSAGES)
+    with adapters_off(model):
+        assert (model.encode(PASSAGES) == untouched).all()
+    assert (model.encode(PASSAGES) == tuned).all()
+    assert abs(tuned - untouched).max() > 1e-3

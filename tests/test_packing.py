@@ -6,7 +6,7 @@ import torch
 
 from trainer.lora import setup_lora_model
 from trainer.loss import contrastive_loss
-from trainer.packing import PackedEncoder, _group_borders, can_pack, pack
+from trainer.packing import PackedEncoder, _attention, _group_borders, can_pack, pack
 
 TEXTS = ["짧다", "조금 더 긴 글이다", "이것은 세 번째 글이며 앞의 글보다 더 길다", "넷", "다섯 번째", "끝"]
 CPU = torch.device("cpu")
@@ -104,3 +104,20 @@ def test_models_of_another_build_are_not_packed(toy_model):
     assert not can_pack(toy_model)
     with pytest.raises(ValueError, match="packing needs"):
         PackedEncoder(toy_model)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_on_a_cpu_attention_is_computed_in_float32_in_a_run_of_16_bits(toy_model, kind, dropout):
+    attention = toy_model[0].model.encoder.layer[0].attention.self
+    attention.dropout.p = dropout
+    attention.train()
+    groups = pack(*flat_tokens(toy_model, TEXTS), CPU, group_cost=4).groups
+    width = attention.num_attention_heads * attention.attention_head_size
+    qkv = torch.randn(sum(group.size * group.length for group in groups), 3 * width).to(kind)
+    found = []
+    for source, is_half in ((qkv.float(), False), (qkv, True)):
+        torch.manual_seed(2)
+        with torch.autocast("cpu", dtype=kind, enabled=is_half):
+            found.append(_attention(attention, source, groups))
+    assert torch.equal(*found) and found[1].dtype == torch.float32

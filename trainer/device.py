@@ -46,7 +46,7 @@ def choose_precision(wanted: str, device: torch.device) -> tuple[str, str]:
     """
     if wanted == "auto":
         if device.type != "cuda":
-            return "fp32", f"no GPU: the {device.type.upper()} gains nothing"
+            return ("bf16", "the CPU has it") if _cpu_has_bf16() else ("fp32", "a CPU without bf16")
         return ("bf16", "the GPU has it") if _has_bf16() else ("fp16", "a GPU without bf16")
     if wanted == "bf16" and device.type == "cuda" and not _has_bf16():
         raise DeviceError(f"{torch.cuda.get_device_name()} has no bf16 arithmetic: use --precision fp16 or auto.")
@@ -55,6 +55,12 @@ def choose_precision(wanted: str, device: torch.device) -> tuple[str, str]:
 
 def _has_bf16() -> bool:
     return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 matrices itself; where torch emulates that, it is slower than float32."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def _cuda_problem() -> str | None:

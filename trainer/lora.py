@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import logging
@@ -123,6 +124,13 @@ def base_fingerprint(model: SentenceTransformer) -> str:
             digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
             digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def adapters_off(model: SentenceTransformer) -> Iterator[None]:
+    """While entered, embeddings are those of the untouched base model, bit for bit."""
+    with peft_model_of(model).disable_adapter():
+        yield
 
 
 def merged_copy(model: SentenceTransformer) -> SentenceTransformer:

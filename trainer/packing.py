@@ -248,6 +248,10 @@ def _linear(module: Any, source: Tensor) -> Tensor:
 
 def _attention(attention: Any, qkv: Tensor, groups: tuple[Group, ...]) -> Tensor:
     """Attention inside each sequence of a packed row: (N, 3D) → (N, D)."""
+    if qkv.device.type == "cpu" and qkv.dtype in (torch.bfloat16, torch.float16):
+        # torch's attention on a CPU is slower in 16 bits than in 32, its backward pass most of all.
+        with torch.autocast("cpu", enabled=False):
+            return _attention(attention, qkv.float(), groups)
     heads, width = attention.num_attention_heads, attention.attention_head_size
     dropout_p = attention.dropout.p if attention.training else 0.0
     outputs = []
