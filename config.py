@@ -403,12 +403,15 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 
 
 def _read_yaml(path: str | Path) -> dict[Any, Any]:
+    is_json = Path(path).suffix == ".json"  # of which YAML takes most, but no control characters
     try:
-        loaded = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        text = Path(path).read_text(encoding="utf-8")
+        loaded = json.loads(text) if is_json else yaml.load(text, Loader=_UniqueKeyLoader)
     except OSError as error:
         raise ConfigError([f"recipe {path}: cannot be read ({error.strerror})"]) from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date or number that cannot be
-        raise ConfigError([f"recipe {path}: not valid YAML: {' '.join(str(error).split())}"]) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, a number or date that cannot be
+        kind = "JSON" if is_json else "YAML"
+        raise ConfigError([f"recipe {path}: not valid {kind}: {' '.join(str(error).split())}"]) from None
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):

@@ -7,8 +7,6 @@ import math
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from config import (
     PASSAGE_PREFIX,
@@ -395,25 +393,6 @@ def test_the_target_modules_are_distinct_names(value):
 
 def test_a_path_may_stand_for_text(tmp_path):
     assert TrainingConfig(output_dir=tmp_path).output_dir == str(tmp_path)
-
-
-_anything = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=9), st.lists(st.text(max_size=5), max_size=3)
-)
-
-
-@given(st.dictionaries(st.sampled_from(sorted(DEFAULTS)), _anything, max_size=5))
-@settings(max_examples=100, deadline=None)
-def test_any_values_give_a_config_of_the_right_types_or_a_config_error(values):
-    try:
-        config = TrainingConfig(**values)
-    except ConfigError as error:
-        assert {problem.split(":")[0].removeprefix("--") for problem in error.problems} <= values.keys()
-    else:
-        assert {name: type(value) for name, value in config.to_dict().items()} == {
-            name: type(value) for name, value in DEFAULTS.items()
-        }
-        assert TrainingConfig(**config.to_dict()) == config
 
 
 # ------------------------------------------------------------------------------------------------------------

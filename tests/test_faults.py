@@ -169,17 +169,18 @@ def test_a_disk_that_is_full_for_the_logs_costs_the_logs_alone(run, tmp_path):
 @pytest.mark.long
 def test_a_disk_that_is_full_in_earnest(run, tmp_path):
     """A file system of its own, where this machine lets one be mounted."""
-    (tmp_path / "model").mkdir()
-    if os.geteuid() or os.system(f"mount -t tmpfs -o size=400k tmpfs {tmp_path}/model 2>/dev/null"):
-        pytest.skip("this machine lets no file system be mounted")
-    try:
-        status, said = run()
-        assert status == 1 and "No space left on device. Free some space" in said
-        assert list((tmp_path / "model" / "checkpoints").glob("batch-*"))
-        os.system(f"mount -o remount,size=100m {tmp_path}/model")
-        goes_on_to_the_end(run, tmp_path)
-    finally:
-        os.system(f"umount {tmp_path}/model")
+    with tempfile.TemporaryDirectory() as folder:
+        if os.geteuid() or os.system(f"mount -t tmpfs -o size=400k tmpfs {folder} 2>/dev/null"):
+            pytest.skip("this machine lets no file system be mounted")
+        try:
+            status, said = run("--output_dir", folder)
+            assert status == 1 and "No space left on device. Free some space" in said
+            assert list(Path(folder, "checkpoints").glob("batch-*"))
+            os.system(f"mount -o remount,size=100m {folder}")
+            assert run("--resume", start=["--output_dir", folder])[0] == 0
+            SentenceTransformer(folder, device="cpu")
+        finally:
+            os.system(f"umount -l {folder}")  # the model that was loaded still holds its file
 
 
 def test_a_log_folder_that_is_removed_costs_the_logs_alone(run, tmp_path):
