@@ -117,8 +117,8 @@ def measure_index(folder: Path, count: int, rounds: int) -> dict[str, Any]:
         "passages": count,
         "dimension": DIMENSION,
         "threads": os.cpu_count(),
-        "query_ms": round(1000 * alone, 1),
-        "query_of_64_ms": round(1000 * together, 2),
+        "query_ms": round(1000 * alone, 3),
+        "query_of_64_ms": round(1000 * together, 4),
         "times_cheaper_of_64": round(alone / together, 2),
         "recall_at_10": round(float(recall), 4),
         "start_up_s": round(statistics.median(start["load_s"] for start in starts), 3),
@@ -176,8 +176,8 @@ def measure_kernels(folder: Path, count: int, rounds: int) -> dict[str, Any]:
             print(f"{name}: left out, {error}", file=sys.stderr)
             continue
         times[name] = {
-            "ms": round(1000 * seconds(lambda action=action: action(1), rounds), 1),
-            "of_64_ms": round(1000 * seconds(lambda action=action: action(64), rounds) / 64, 2),
+            "ms": round(1000 * seconds(lambda action=action: action(1), rounds), 3),
+            "of_64_ms": round(1000 * seconds(lambda action=action: action(64), rounds) / 64, 4),
         }
     return {"part": "kernels", "rows": count, "dimension": DIMENSION, "threads": os.cpu_count(), "kernels": times}
 
