@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PUBLIC_MODULES := config.py train.py inference.py dataloader trainer eda
+PUBLIC_MODULES := config.py train.py evaluate.py inference.py dataloader trainer eda
 
 .DEFAULT_GOAL := help
 .PHONY: help train data test test-full tensorboard search lint format clean

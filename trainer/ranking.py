@@ -14,8 +14,8 @@ METRICS = (*RANKING_METRICS, *SIMILARITIES)
 
 _FIRST_PAGE = 10  # the k of MRR and NDCG
 DEPTH = 100  # the deepest k of RANKING_METRICS
-QUERY_BLOCK = 256  # rows of the score matrix held at once
-_DOCUMENT_BLOCK = 65_536  # its columns: 256 × 65,536 float32 are 64 MB
+QUERY_BLOCK = 512  # rows of the score matrix held at once
+_DOCUMENT_BLOCK = 32_768  # its columns: 512 × 32,768 float32 are 64 MB
 _PAIR_BLOCK = 65_536  # pairs whose embeddings are gathered at once: 100 MB a side at D = 384
 
 
