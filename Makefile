@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PUBLIC_MODULES := config.py train.py inference.py dataloader trainer search eda
+PUBLIC_MODULES := config.py train.py inference.py evaluate.py dataloader trainer search eda
 
 .DEFAULT_GOAL := help
 .PHONY: help train data test test-full fuzz tensorboard search lint format lock audit clean

@@ -61,13 +61,9 @@ def _shows_hangul(font: Path) -> bool:
         return False
 
 
-def render_figures(analysis: dict[str, Any], found: Measurements) -> dict[str, dict[str, bytes]]:
-    """Every figure there are numbers for: name → {"png": bytes, "svg": bytes}.
-
-    Text is drawn as shapes, so a figure shows Hangul wherever it is read. Says in one line if no font here has Hangul.
-    """
-    font = hangul_font()
-    style: Any = {
+def figure_style(font: Path | None) -> Any:
+    """matplotlib's settings for all figures, with this font where there is one."""
+    style: dict[str, Any] = {
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.unicode_minus": False,
@@ -77,13 +73,21 @@ def render_figures(analysis: dict[str, Any], found: Measurements) -> dict[str, d
         "svg.hashsalt": "korquad",  # the same numbers give the same file
         **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _TEXT_COLOUR),
     }
+    if font is not None:
+        font_manager.fontManager.addfont(str(font))
+        style["font.family"] = [font_manager.get_font(str(font)).family_name, "DejaVu Sans"]
+    return style
+
+
+def render_figures(analysis: dict[str, Any], found: Measurements) -> dict[str, dict[str, bytes]]:
+    """Every figure there are numbers for: name → {"png": bytes, "svg": bytes}.
+
+    Text is drawn as shapes, so a figure shows Hangul wherever it is read. Says in one line if no font here has Hangul.
+    """
+    font = hangul_font()
     if font is None:
         logger.warning("No font with Hangul: figures show question words in English (pip install koreanize-matplotlib)")
-    else:
-        font_manager.fontManager.addfont(str(font))
-        name = font_manager.get_font(str(font)).family_name
-        style["font.family"] = [name, "DejaVu Sans"]
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(figure_style(font)):
         figures = {
             "lengths": draw_lengths(found),
             "tokens": draw_tokens(analysis, found),

@@ -285,7 +285,7 @@ def test_out_of_memory_while_scoring_halves_the_queries_scored_at_once(toy_model
 
     monkeypatch.setattr(evaluation, "retrieval_metrics", limited)
     assert RetrievalEvaluator(QUERIES, CORPUS, RELEVANT)(toy_model) == pytest.approx(expected)
-    assert tried == [256, 128, 64]
+    assert tried == [512, 256, 128, 64]
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
@@ -301,11 +301,16 @@ def test_an_embedding_that_is_not_finite_is_an_error_not_a_rank(broken):
 # Several tasks
 
 
-def test_measure_gives_each_task_its_metrics(toy_model):
-    evaluators = [RetrievalEvaluator(QUERIES, CORPUS, RELEVANT, name=name) for name in ("answers", "paragraphs")]
+def test_measure_gives_each_task_its_metrics_and_encodes_its_questions_once(toy_model, read_texts):
+    backwards = {f"q{i}": {f"d{14 - i}"} for i in range(3)}
+    evaluators = [RetrievalEvaluator(QUERIES, CORPUS, RELEVANT), RetrievalEvaluator(QUERIES, CORPUS, backwards, name="b")]
+    expected = {evaluator.name: evaluator.per_query(toy_model) for evaluator in evaluators}
+    seen = read_texts(toy_model)
     measured = measure(toy_model, evaluators)
-    assert list(measured) == ["answers", "paragraphs"]
-    for found in measured.values():
-        expected = evaluators[0].per_query(toy_model)
-        assert list(found) == list(METRICS)
-        assert all(np.array_equal(values, expected[metric]) for metric, values in found.items())
+    assert sorted(text for text in seen if text.startswith("query: ")) == sorted(
+        f"query: {text}" for name, text in QUERIES.items() if name != "q5"
+    )
+    assert {task: list(found) for task, found in measured.items()} == {"answers": list(METRICS), "b": list(METRICS)}
+    for task, found in measured.items():
+        for metric, values in found.items():
+            np.testing.assert_allclose(values, expected[task][metric], atol=1e-6)

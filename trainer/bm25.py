@@ -6,6 +6,7 @@ nouns, and white space then hides what is equal. Why no morphological analyser: 
 
 from __future__ import annotations
 
+import logging
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ import torch
 from trainer.evaluation import RetrievalEvaluator
 from trainer.ranking import DEPTH, best_columns, ranking_metrics, relevant_hits
 
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # which sets itself to DEBUG
 _WORD = re.compile(r"\w+")
 _SCORES_HELD = 16_000_000  # at once: 64 MB of float32
 

@@ -91,21 +91,18 @@ class RetrievalEvaluator:
         Raises:
             EvaluationError: the device is too small for a single text, or an embedding is not finite.
         """
-        was_training = model.training
-        model.eval()
-        try:
-            queries = self._encode(model.encode_query, self.query_texts)
-            documents = self._encode(model.encode_document, self.document_texts)
-        finally:
-            model.train(was_training)
+        return measure(model, [self])[self.name]
+
+    def metrics_of(self, queries: Tensor, documents: Tensor) -> dict[str, np.ndarray]:
+        """The metrics of embeddings (Q, D) and (N, D), in the order of `query_texts` and `document_texts`."""
 
         def score(query_block: int) -> dict[str, np.ndarray]:
             return retrieval_metrics(queries, documents, self.relevant, query_block)
 
         return _with_halved_size(score, QUERY_BLOCK, "queries scored")[0]
 
-    def _encode(self, encode: Any, texts: Sequence[str]) -> Tensor:
-        """(N, D) float32, L2-normalised, one row a text; equal texts are encoded once."""
+    def encode(self, encode: Any, texts: Sequence[str]) -> Tensor:
+        """(N, D) float32, L2-normalised, one row a text; equal texts are encoded once. `encode` is the model's method."""
         distinct = list(dict.fromkeys(texts))
 
         def embed(batch_size: int) -> Tensor:
@@ -125,13 +122,35 @@ class RetrievalEvaluator:
                 f"{self.name}: {int((~finite).sum()):,} of {len(distinct):,} texts have no finite embedding, the first is "
                 f"{first[:40]!r}. The model went wrong in training (lower --learning_rate) or overflows (--precision fp32)."
             )
-        row = {text: index for index, text in enumerate(distinct)}
-        return embeddings[[row[text] for text in texts]]
+        return embeddings[_places(distinct, texts)]
 
 
 def measure(model: SentenceTransformer, evaluators: Sequence[RetrievalEvaluator]) -> dict[str, dict[str, np.ndarray]]:
-    """Task → metric → (Q,), for each evaluator's task."""
-    return {evaluator.name: evaluator.per_query(model) for evaluator in evaluators}
+    """Task → metric → (Q,), for each evaluator's task; a question of several tasks is encoded once.
+
+    Raises what `per_query` raises.
+    """
+    asked = list(dict.fromkeys(text for evaluator in evaluators for text in evaluator.query_texts))
+    if not asked:
+        return {}
+    was_training = model.training
+    model.eval()
+    try:
+        queries = evaluators[0].encode(model.encode_query, asked)
+        return {
+            evaluator.name: evaluator.metrics_of(
+                queries[_places(asked, evaluator.query_texts)],
+                evaluator.encode(model.encode_document, evaluator.document_texts),
+            )
+            for evaluator in evaluators
+        }
+    finally:
+        model.train(was_training)
+
+
+def _places(distinct: Sequence[str], texts: Sequence[str]) -> list[int]:
+    place = {text: index for index, text in enumerate(distinct)}
+    return [place[text] for text in texts]
 
 
 def _with_halved_size(run: Callable[[int], Result], size: int, what: str) -> tuple[Result, int]:
