@@ -82,18 +82,18 @@ def run_until_first_step(began: float) -> None:
 
     beginning = np.array([began, 0.0])
     phases.add("Python, settings", now() - beginning)
-    train.load_cached_dataset = phases.timed("pairs from the cache", train.load_cached_dataset)
     train.prepare_training_data = phases.timed("examples", train.prepare_training_data)
     train.prepare_retrieval_sets = phases.timed("examples", train.prepare_retrieval_sets)
     train.build_dataloader = phases.timed("tokens", train.build_dataloader)
-    judge = train.train_and_judge
+    load = phases.timed("pairs from the cache", train.load_cached_dataset)
 
-    def judge_after_imports(*args: Any) -> None:
+    def load_then_import(*args: Any, **kwargs: Any) -> Any:
+        dataset = load(*args, **kwargs)
         phases.timed("imports", import_everything)()
         time_the_trainer(phases)
-        judge(*args)
+        return dataset
 
-    train.train_and_judge = judge_after_imports
+    train.load_cached_dataset = load_then_import
     try:
         status = train.main(sys.argv[1:])
     except FirstStepDone:

@@ -58,7 +58,7 @@ def _has_bf16() -> bool:
 
 
 def _cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bf16 matrices itself; where torch emulates that, it is slower than float32."""
+    """Whether the CPU multiplies bf16 matrices itself; elsewhere torch converts them."""
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
