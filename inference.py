@@ -4,6 +4,7 @@ On the command line, three examples, or a text file with one passage a line; and
 
     python inference.py
     python inference.py --query "한글은 누가 만들었는가?" --passages FILE --top_k 5
+    python inference.py --help        # the commands: index, search, compare, serve
 
     from inference import E5KorQuADInference
     model = E5KorQuADInference()
@@ -17,6 +18,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,6 +29,7 @@ import numpy as np
 
 from config import PASSAGE_PREFIX, QUERY_PREFIX, SAMPLE_RECIPE, TrainingConfig, read_recipe
 from search import storage
+from search.compare import Comparison, print_comparison
 from search.errors import InferenceError
 from search.files import Document, read_json_lines, read_passages, read_text
 from search.fingerprint import model_fingerprint, model_state
@@ -524,6 +527,7 @@ EXAMPLE_PASSAGES = (
     "낙동강은 강원도 태백에서 발원하여 남해로 흘러드는, 남한에서 가장 긴 강이다.",
     "빛은 진공에서 1초에 약 30만 킬로미터를 나아간다.",
 )
+EXAMPLE_QUERIES = ("제주도에 있는 산의 높이는?", "남한에서 가장 긴 강은 무엇인가?", "김치는 어떻게 담그는가?")
 
 
 def print_examples(engine: E5KorQuADInference, top_k: int) -> None:
@@ -533,8 +537,8 @@ def print_examples(engine: E5KorQuADInference, top_k: int) -> None:
     print_results(query, engine.search(query, EXAMPLE_PASSAGES, top_k))
 
     print("\n2. A batch: batch_search(queries, passages), the best passage of each\n")
-    queries = ["제주도에 있는 산의 높이는?", "남한에서 가장 긴 강은 무엇인가?", "김치는 어떻게 담그는가?"]
-    for question, results in zip(queries, engine.batch_search(queries, EXAMPLE_PASSAGES, top_k=1), strict=True):
+    answers = engine.batch_search(EXAMPLE_QUERIES, EXAMPLE_PASSAGES, top_k=1)
+    for question, results in zip(EXAMPLE_QUERIES, answers, strict=True):
         print_results(question, results)
 
     print("\n3. Direct similarity: compute_similarity(query, passage)\n")
@@ -591,17 +595,26 @@ def _run_examples(options: argparse.Namespace) -> None:
 
 
 def _run_index(options: argparse.Namespace) -> None:
-    documents = [document for file in options.files for document in read_documents(file)]
-    check_ids([document.id for document in documents])
+    documents = _read_all(options.files)
     with storage.writing(options.out):  # from before the long work on: a second writer hears of it at once
         engine = _load_engine(options)
-        engine.build_index(
-            [document.passage for document in documents],
-            ids=[document.id for document in documents],
-            metadata=[document.metadata for document in documents],
-        )
+        _index_documents(engine, documents)
         engine.save(options.out)
     print(f'{options.out}: {len(documents):,} passages. Ask: python inference.py search {options.out} "질문"')
+
+
+def _read_all(files: Sequence[str]) -> list[Document]:
+    documents = [document for file in files for document in read_documents(file)]
+    check_ids([document.id for document in documents])
+    return documents
+
+
+def _index_documents(engine: E5KorQuADInference, documents: Sequence[Document]) -> None:
+    engine.build_index(
+        [document.passage for document in documents],
+        ids=[document.id for document in documents],
+        metadata=[document.metadata for document in documents],
+    )
 
 
 def read_documents(path: str) -> list[Document]:
@@ -653,6 +666,69 @@ def _run_search(options: argparse.Namespace) -> None:
             print_results(query, results)
     if failed:
         raise InferenceError(f"{failed:,} questions could not be searched for.")
+
+
+def _run_compare(options: argparse.Namespace) -> None:
+    comparison = _load_comparison(options)
+    columns = shutil.get_terminal_size(fallback=(120, 24)).columns
+    for number, query in enumerate(options.query or EXAMPLE_QUERIES):
+        answer = comparison.ask(query, options.top_k)
+        if options.json:
+            print(json.dumps(answer, ensure_ascii=False), flush=True)
+        else:
+            if number:
+                print()
+            print_comparison(answer, columns)
+
+
+def _run_serve(options: argparse.Namespace) -> None:
+    from search.serve import SearchServer
+
+    with SearchServer(options.host, options.port) as server:  # first: a port in use is said before the models load
+        comparison = _load_comparison(options)
+        print(f"{server.url} (Ctrl-C ends)", flush=True)
+        server.serve(comparison.ask)
+
+
+def _load_comparison(options: argparse.Namespace) -> Comparison:
+    """Base and tuned model, each with an index of the same passages: the files', or else the examples'."""
+    documents = _read_all(options.passages or [])
+    if not documents:
+        documents = [Document(str(number), text, {}) for number, text in enumerate(EXAMPLE_PASSAGES)]
+    tuned_path = _find_model(options.model_path)
+    base_path = _find_base(options.base, tuned_path)
+    engines = []
+    for path in (base_path, tuned_path):
+        engines.append(_load_engine(argparse.Namespace(model_path=path, device=options.device)))
+        _index_documents(engines[-1], documents)
+    return Comparison(*engines)
+
+
+def _find_base(name: str, tuned_path: Path) -> Path:
+    """The folder of the base model; "base" is what the tuned model was trained from."""
+    if name == "base":
+        name = _trained_from(tuned_path)
+    if Path(name).expanduser().is_dir():
+        return _find_model(name)
+    import huggingface_hub
+
+    from trainer.base_model import BaseModelError, resolve_base_model
+
+    try:
+        source = resolve_base_model(name)
+        return source.path or Path(huggingface_hub.snapshot_download(name, ignore_patterns=["onnx/*", "openvino/*"]))
+    except BaseModelError as error:
+        raise InferenceError(f"No base model: {error}".replace("--model_name", "--base")) from error
+    except OSError as error:
+        raise InferenceError(f"The base model {name} cannot be downloaded: {error}. Give --base a folder.") from error
+
+
+def _trained_from(model_path: Path) -> str:
+    try:
+        return str(json.loads((model_path / "training_config.json").read_text(encoding="utf-8"))["model_name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        logger.info("%s does not say what it was trained from: the base is %s", model_path, TrainingConfig.model_name)
+        return TrainingConfig.model_name
 
 
 def _asked_questions() -> Iterator[str]:
@@ -724,6 +800,28 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
     _add_top_k(parser)
 
 
+def _add_compare_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--query", nargs="+", metavar="QUESTION", help="one or more (default: three examples)")
+    parser.add_argument("--json", action="store_true", help="one JSON object a question, for programs")
+    _add_top_k(parser)
+    _add_comparison_options(parser)
+
+
+def _add_serve_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", metavar="ADDRESS", default="127.0.0.1", help="0.0.0.0: reached from other machines, too")
+    parser.add_argument("--port", metavar="INT", type=_port, default=8000, help="0 takes a free one (default: 8000)")
+    _add_comparison_options(parser)
+
+
+def _add_comparison_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--passages", nargs="+", metavar="FILE", help="where to look: files as for `index` (default: six examples)"
+    )
+    parser.add_argument(
+        "--base", metavar="DIR", default="base", help="the base model: a folder or hub id (default: what was trained)"
+    )
+
+
 def _add_top_k(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top_k", metavar="INT", type=_count, default=5, help="passages to show (default: 5)")
 
@@ -737,6 +835,8 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
 _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]] = {
     "index": ("encode passages once and keep them in a folder", _add_index_options, _run_index),
     "search": ("ask an index: one question, or one after another", _add_search_options, _run_search),
+    "compare": ("base and tuned model side by side on the same questions", _add_compare_options, _run_compare),
+    "serve": ("the same as a small web page on this machine", _add_serve_options, _run_serve),
 }
 
 
@@ -748,6 +848,12 @@ def _count(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
     return number
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) <= 65535):
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 65535, not {text!r}")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -858,6 +858,96 @@ def test_two_writers_of_one_folder(made: Path, toy_model_dir: Path, capsys: pyte
     assert "4 passages" in capsys.readouterr().out
 
 
+def test_compare_asks_both_models(
+    made: Path, toy_model_dir: Path, copied_model: Path, engine: E5KorQuADInference, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copied_model / "training_config.json").write_text(json.dumps({"model_name": str(toy_model_dir)}))
+    _make_another(copied_model)
+    other = E5KorQuADInference(copied_model, device="cpu")
+    command = ["compare", "--model_path", str(copied_model), "--top_k", "2"]
+    assert main([*command, "--json", "--query", "산은?", "빛은?", "--passages", str(made.parent / "a.txt")]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer["query"] for answer in answers] == ["산은?", "빛은?"]
+    for answer in answers:
+        for side, model in (("base", engine), ("tuned", other)):  # the base is what the tuned model was trained from
+            expected = model.search(answer["query"], PASSAGES, 2)
+            assert [r["passage"] for r in answer[side]] == [r["passage"] for r in expected]
+            assert [r["score"] for r in answer[side]] == pytest.approx([r["score"] for r in expected], abs=1e-6)
+        assert answer["base"][0]["score"] != pytest.approx(answer["tuned"][0]["score"], abs=1e-4)
+        assert answer["base"][0]["id"].startswith(f"{made.parent / 'a.txt'}:")
+    assert main([*command, "--base", str(copied_model)]) == 0
+    said = capsys.readouterr().out
+    assert [line for line in said.splitlines() if "?" in line] == list(inference.EXAMPLE_QUERIES)
+    for line in (line for line in said.splitlines() if "│" in line and not line.startswith("base")):
+        left, right = line.split("│")
+        assert left.strip() == right.strip()  # the same model on both sides
+
+
+def _make_another(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    (file,) = folder.glob("*.safetensors")
+    save_file({name: weight + 0.1 * weight.flip(0) for name, weight in load_file(file).items()}, file, {"format": "pt"})
+
+
+def test_the_base_model_that_compare_takes(
+    toy_model_dir: Path,
+    tmp_path: Path,
+    copied_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from trainer import base_model
+
+    def found(name: str) -> base_model.BaseModelSource:
+        asked.append(name)
+        return base_model.BaseModelSource(name, toy_model_dir, "hub cache", "")
+
+    asked: list[str] = []
+    monkeypatch.setattr(base_model, "resolve_base_model", found)
+    assert inference._find_base("base", toy_model_dir) == toy_model_dir  # which does not say what it was trained from
+    (copied_model / "training_config.json").write_text('{"model_name": "someone/model"}')
+    assert inference._find_base("base", copied_model) == toy_model_dir
+    assert asked == [TrainingConfig.model_name, "someone/model"]
+    assert inference._find_base(str(toy_model_dir), copied_model) == toy_model_dir
+
+    monkeypatch.undo()
+    assert main(["compare", "--model_path", str(toy_model_dir), "--base", str(tmp_path / "none")]) == 1
+    assert re.search("No base model: .*none' is neither a folder .* Correct --base", capsys.readouterr().err)
+    assert main(["compare", "--model_path", str(tmp_path / "none")]) == 1
+    assert "No model: " in capsys.readouterr().err
+    assert main(["compare", "--passages", str(tmp_path / "none")]) == 1
+    assert "none cannot be read" in capsys.readouterr().err
+
+
+def test_serve_says_that_its_port_is_in_use(capsys: pytest.CaptureFixture[str]) -> None:
+    from search.serve import SearchServer
+
+    with SearchServer("127.0.0.1", 0) as server:
+        port = str(server.server_address[1])
+        assert main(["serve", "--port", port, "--model_path", "nowhere"]) == 1  # before the model is looked for
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"Error: Cannot listen on 127.0.0.1, port {port}: Address already in use." in said
+
+
+def test_serve_loads_both_models_and_serves_them(
+    toy_model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from search import serve
+
+    def answer_one(self: serve.SearchServer, ask: serve.Ask) -> None:
+        answers.append(ask("산은?", 6))
+        raise KeyboardInterrupt
+
+    answers: list[Any] = []
+    monkeypatch.setattr(serve.SearchServer, "serve", answer_one)
+    model = str(toy_model_dir)
+    assert main(["serve", "--port", "0", "--model_path", model, "--base", model]) == 130
+    assert re.match(r"http://127\.0\.0\.1:[1-9]\d*/ \(Ctrl-C ends\)\n", capsys.readouterr().out)
+    assert sorted(result["passage"] for result in answers[0]["tuned"]) == sorted(inference.EXAMPLE_PASSAGES)
+    assert answers[0]["base"] == answers[0]["tuned"]
+
+
 def test_wrong_arguments_of_commands(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
         (["index"], "required: FILE, --out"),
@@ -865,11 +955,13 @@ def test_wrong_arguments_of_commands(capsys: pytest.CaptureFixture[str]) -> None
         (["search"], "required: DIR"),
         (["search", "i", "q", "--top_k", "0"], "at least 1"),
         (["search", "i", "--query", "q"], "unrecognized arguments"),
+        (["compare", "--top_k", "0"], "at least 1"),
+        (["serve", "--port", "65536"], "from 0 to 65535, not '65536'"),
     ):
         with pytest.raises(SystemExit) as ended:
             main(arguments)
         assert ended.value.code == 2 and message in capsys.readouterr().err
-    for command in ([], ["index"], ["search"]):
+    for command in ([], ["index"], ["serve"], ["compare"], ["search"]):
         with pytest.raises(SystemExit) as ended:
             main([*command, "--help"])
         assert ended.value.code == 0
@@ -881,7 +973,8 @@ def test_help_and_errors_answer_without_torch(tmp_path: Path) -> None:
     program = (
         "import sys, inference\n"
         "for arguments in (\n"
-        "    ['--help'], ['index', '--help'], ['search', 'nowhere'], ['--top_k', '0'], ['--model_path', 'nowhere'], []\n"
+        "    ['--help'], ['index', '--help'], ['compare', '--model_path', 'nowhere'],\n"
+        "    ['search', 'nowhere'], ['--top_k', '0'], ['--model_path', 'nowhere'], []\n"
         "):\n"
         "    try:\n"
         "        print(inference.main(arguments))\n"
@@ -898,5 +991,5 @@ def test_help_and_errors_answer_without_torch(tmp_path: Path) -> None:
         timeout=120,
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[-5:] == ["1", "2", "1", "1", "[]"]
+    assert result.stdout.splitlines()[-5:] == ["1", "1", "2", "1", "1", "[]"]
     assert "Traceback" not in result.stderr
