@@ -6,7 +6,7 @@
 The vectors stand in for E5's: clusters around one common direction, with the spread measured on sentences of KorQuAD and the
 base model (length of the mean .89; 98 in 100 cosines of two sentences from .74 to .85; of a question and the best of 1,500
 sentences .80 to .96). They are made once and kept in --folder
-(4 GB for a million: the index, 1.9 GB, and the same vectors as float32 and float16 for comparison). Recall is of the 10 best
+(5 GB for a million: the index, 2.7 GB with its texts, and the same vectors as float32 and float16 for comparison). Recall is of the 10 best
 against brute force in float32. Times are medians with the pages in memory. Prints one JSON line.
 """
 
