@@ -189,18 +189,14 @@ class E5KorQuADInference(ToolEmbeddings):
 
     def _remember(self, bare: list[str]) -> SearchIndex:
         """The index of these passages, of an earlier search if there was one."""
-        for place, (texts, index) in enumerate(self._remembered):
-            if texts == bare:
-                self._remembered.append(self._remembered.pop(place))
-                return index
-        index = SearchIndex()
-        self._add(index, bare, bare, None, None)
-        self._remembered.append((bare, index))
-        while len(self._remembered) > 1 and (
-            len(self._remembered) > _REMEMBERED_LISTS
-            or sum(len(index.windows) for _, index in self._remembered) > _REMEMBERED_WINDOWS
-        ):
-            del self._remembered[0]
+        index = next((index for texts, index in self._remembered if texts == bare), None)
+        if index is None:
+            index = SearchIndex()
+            self._add(index, bare, bare, None, None)
+        kept = [entry for entry in self._remembered if entry[1] is not index][1 - _REMEMBERED_LISTS :]
+        while kept and len(index.windows) + sum(len(other.windows) for _, other in kept) > _REMEMBERED_WINDOWS:
+            del kept[0]
+        self._remembered = [*kept, (bare, index)]  # replaced and not changed: searches may run in several threads
         return index
 
     # -------------------------------------------------------------------------------------------------------

@@ -463,6 +463,33 @@ def test_bad_input_loses_nothing(
     assert indexed.search("산은?", top_k=9) == before
 
 
+@pytest.mark.long
+def test_a_passage_of_ten_megabytes(engine: E5KorQuADInference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it is found, before and after saving. Vectors are made up: one axis a digit of the number in the window."""
+
+    def encode(texts: list[str], *_: Any) -> np.ndarray:
+        numbers = [re.search(r"둘(\d{6})", text) for text in texts]
+        vectors = np.zeros((len(texts), 60), np.float32)
+        for row, number in enumerate(numbers):
+            for place, digit in enumerate(number[1] if number else ""):
+                vectors[row, 10 * place + int(digit)] = 6**-0.5
+        return vectors
+
+    passage = " ".join(f"{'가나다라마바사아자차' * 8}둘{number:06}" for number in range(41_000))
+    assert len(passage.encode()) > 10_000_000
+    monkeypatch.setattr(engine, "_encode", encode)
+    monkeypatch.setattr(engine, "index", None)
+    engine.build_index(["짧은 글", passage], ids=["짧은", "긴"])
+    engine.save(tmp_path)
+    for _ in ("built", "loaded"):
+        for number in (0, 12_345, 40_999):
+            result = engine.search(f"둘{number:06}", top_k=1)[0]
+            begin, end = result["span"]
+            assert result["id"] == "긴" and f"둘{number:06}" in passage[begin:end] and end - begin <= 117
+        assert result["passage"] == passage
+        engine.load(tmp_path)
+
+
 def test_a_stop_while_encoding_loses_nothing(indexed: E5KorQuADInference, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
