@@ -1018,5 +1018,5 @@ def test_help_and_errors_answer_without_torch(tmp_path: Path) -> None:
         timeout=120,
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[-5:] == ["1", "1", "2", "1", "1", "[]"]
+    assert result.stdout.splitlines()[-6:] == ["1", "1", "2", "1", "1", "[]"]
     assert "Traceback" not in result.stderr
