@@ -561,6 +561,20 @@ def test_a_signal_ends_training_after_the_step_and_the_run_goes_on_from_there(
     assert weights(config) == uninterrupted["weights"] and curves(config) == uninterrupted["curves"]
 
 
+def test_a_signal_during_the_last_evaluation_is_not_lost(run_settings, train_toy):
+    config = run_settings("stopped", num_epochs=1, eval_steps=100)
+
+    def signalled(evaluator, model):
+        if kept(config)[-1] == "batch-00000002":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluator(model)
+
+    with pytest.raises(TrainingStopped, match="after step 4"):
+        train_toy(config, signalled)
+    assert kept(config)[-1] == "batch-00000004"
+    SentenceTransformer(config.output_dir, device="cpu")
+
+
 def test_a_second_signal_ends_it_at_once(run_settings, train_toy, in_child):
     config = run_settings("stopped")
 

@@ -156,6 +156,8 @@ class EmbeddingTrainer:
                     self._gradients.remove()
                     if self._gradients.non_finite:
                         logger.warning("%d gradients were not logged: not finite", self._gradients.non_finite)
+            if self._stop.received is not None:  # after the last step: what is left is the caller's work
+                raise self._stopped(self._stop.received)
         return self.best_score
 
     @property
@@ -227,9 +229,10 @@ class EmbeddingTrainer:
             elif batches.at_epoch_end or stopping or self._is_due(config.checkpoint_steps):
                 self._save_checkpoint()
             if stopping:
-                raise TrainingStopped(
-                    stopping, f"Stopped after step {self.global_step}. Go on with: {how_to_resume(config)}"
-                )
+                raise self._stopped(stopping)
+
+    def _stopped(self, signum: int) -> TrainingStopped:
+        return TrainingStopped(signum, f"Stopped after step {self.global_step}. Go on with: {how_to_resume(self.config)}")
 
     def _is_due(self, every: int) -> bool:
         """Whether a chore that comes after each `every` steps is to be done now; a skipped step counts for none."""
