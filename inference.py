@@ -30,11 +30,14 @@ import numpy as np
 from config import PASSAGE_PREFIX, QUERY_PREFIX, SAMPLE_RECIPE, TrainingConfig, read_recipe
 from search import storage
 from search.compare import Comparison, print_comparison
+from search.encoder import OnnxEncoder, TorchEncoder
 from search.errors import InferenceError
+from search.export import PRECISIONS, check_packages, export_folder, export_model, is_current
 from search.files import Document, read_json_lines, read_passages, read_text
-from search.fingerprint import model_fingerprint, model_state
+from search.fingerprint import model_state
 from search.index import SearchIndex, check_ids
 from search.tools import ToolEmbeddings
+from search.vocabulary import VOCABULARIES
 from search.windows import Span, split_into_windows
 
 if TYPE_CHECKING:  # torch and its friends take seconds to import: --help and a wrong path answer before that
@@ -72,9 +75,14 @@ class E5KorQuADInference(ToolEmbeddings):
         model_path: a sentence-transformers (or transformers) folder. None: DEFAULT_MODEL_PATH, or, where no finished
             model lies there, what `make train` makes of the embedded sample.
         device: as in torch ("cpu", "cuda", "cuda:1"). None or "auto": a GPU where a usable one is, else the CPU.
+        backend: "torch", or "onnx": an export, several times faster on a CPU and in loading. It is made at the first use,
+            kept beside the model, and made again when the model changes.
+        precision: of the export: "int8" or "float32".
+        vocabulary: of the export: "korean" leaves out what Korean, English, digits and punctuation do not need; "compact"
+            most English words, too; "full" nothing (`search/vocabulary.py` says more).
 
     Attributes:
-        model: the sentence-transformers model.
+        model: the sentence-transformers model; None with the backend "onnx".
         model_path: the folder it came from.
         model_name: its full path, by which an index or another tool knows the model.
         dimension: D, numbers in an embedding: 384 for multilingual-e5-small.
@@ -84,16 +92,23 @@ class E5KorQuADInference(ToolEmbeddings):
         InferenceError: no model there, an incomplete or broken one, or a device that cannot be used.
     """
 
-    def __init__(self, model_path: str | os.PathLike[str] | None = None, device: str | None = None):
+    def __init__(
+        self,
+        model_path: str | os.PathLike[str] | None = None,
+        device: str | None = None,
+        backend: str = "torch",
+        precision: str = "int8",
+        vocabulary: str = "korean",
+    ):
         self.model_path = _find_model(model_path)
-        self.model = _load_model(self.model_path, _choose_device(device))
-        self._prompts = _settle_prompts(self.model, self.model_path)
-        self.dimension = int(self.model.get_embedding_dimension() or 0)
-        self.model_name = str(self.model_path.resolve())
         self._model_state = model_state(self.model_path)
+        self._encoder = _load_encoder(self.model_path, device, backend, precision, vocabulary)
+        self.model = self._encoder.model
+        self.dimension = self._encoder.dimension
+        self.model_name = str(self.model_path.resolve())
         self.index: SearchIndex | ChromaIndex | None = None
         self._remembered: list[tuple[list[str], SearchIndex]] = []  # passages of earlier searches, the latest last
-        logger.info("Model: %s on %s", self.model_path, self.model.device)
+        logger.info("Model: %s on %s", self.model_path, self._encoder.place)
 
     # -------------------------------------------------------------------------------------------------------
     # Text → embeddings
@@ -296,7 +311,7 @@ class E5KorQuADInference(ToolEmbeddings):
             raise InferenceError(
                 f"The model at {self.model_path} was changed since it was loaded: start again with the new one."
             )
-        return storage.Model(self.model_name, model_fingerprint(self.model_path))
+        return storage.Model(self.model_name, self._encoder.fingerprint)
 
     def _filled_index(self) -> SearchIndex | ChromaIndex:
         if self.index is None or self.index.empty():
@@ -317,7 +332,9 @@ class E5KorQuADInference(ToolEmbeddings):
     ) -> None:
         """Split, encode and add; whatever goes wrong does so before the index is touched."""
         records = index.check_new(len(given), ids, metadata)
-        windows = split_into_windows(bare, self._token_spans, self._prompts["document"], self.model.max_seq_length)
+        windows = split_into_windows(
+            bare, self._encoder.token_spans, self._encoder.prompts["document"], self._encoder.max_seq_length
+        )
         texts = [text[begin:end] for text, spans in zip(bare, windows, strict=True) for begin, end in spans]
         # Equal texts share one embedding and one score: rounding must not break their tie.
         rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
@@ -326,10 +343,6 @@ class E5KorQuADInference(ToolEmbeddings):
             record["passage"] = text
         placed = [_in_given(spans, len(text) - len(own)) for spans, text, own in zip(windows, given, bare, strict=True)]
         index.add(records, placed, distinct[[rows[text] for text in texts]])
-
-    def _token_spans(self, texts: list[str]) -> list[list[Span]]:
-        """Where the tokens of each text stand; nothing is cut off."""
-        return self.model.tokenizer(texts, return_offsets_mapping=True, truncation=False, verbose=False)["offset_mapping"]
 
     # -------------------------------------------------------------------------------------------------------
 
@@ -340,28 +353,19 @@ class E5KorQuADInference(ToolEmbeddings):
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise InferenceError(f"batch_size must be a whole number of at least 1, not {batch_size!r}.")
         self._report_cut(bare, side)
-        import torch
-
-        encode = self.model.encode_query if side == "query" else self.model.encode_document
         show = len(bare) > _QUIET_BATCHES * batch_size if show_progress is None else show_progress
-        try:
-            embeddings = encode(bare, batch_size=batch_size, show_progress_bar=show, normalize_embeddings=True)
-        except torch.OutOfMemoryError as error:
-            raise InferenceError(
-                f"The memory of {self.model.device} is full. Free it, use a smaller batch_size, or the device cpu."
-            ) from error
+        embeddings = self._encoder.encode(bare, side, batch_size, show)
         if not np.isfinite(embeddings).all():
             raise InferenceError(f"The model at {self.model_path} gives numbers that are not finite: train it again.")
-        return np.asarray(embeddings, np.float32)
+        return embeddings
 
     def _report_cut(self, bare: list[str], side: str) -> None:
         """Warn of texts with more tokens than the model reads. A token is, nearly always, at least one character."""
-        prompt, limit = self._prompts[side], self.model.max_seq_length or sys.maxsize
+        prompt, limit = self._encoder.prompts[side], self._encoder.max_seq_length or sys.maxsize
         long = [prompt + text for text in bare if len(prompt + text) + 2 > limit]
         if not long:
             return
-        token_ids = self.model.tokenizer(long, truncation=False, verbose=False)["input_ids"]
-        cut = sum(len(ids) > limit for ids in token_ids)
+        cut = sum(len(tokens) > limit for tokens in self._encoder.token_spans(long))
         if cut:
             what = "queries" if side == "query" else "passages"
             logger.warning(
@@ -371,7 +375,7 @@ class E5KorQuADInference(ToolEmbeddings):
 
     def _bare(self, texts: Iterable[str], singular: str, plural: str | None = None) -> list[str]:
         """The texts without the prefix of their side. Raises InferenceError (not text, empty, not valid Unicode)."""
-        prefix = self._prompts["query" if singular == "query" else "document"]
+        prefix = self._encoder.prompts["query" if singular == "query" else "document"]
         bare = []
         for position, text in enumerate(_as_list(texts, plural or singular)):
             name = f"{plural}[{position}]" if plural else f"The {singular}"
@@ -457,8 +461,25 @@ def _looks_finished(folder: Path) -> bool:
     return (folder / "modules.json").is_file() or (folder / "config.json").is_file()
 
 
+def _load_encoder(
+    folder: Path, device: str | None, backend: str, precision: str, vocabulary: str
+) -> TorchEncoder | OnnxEncoder:
+    """The model behind one of the backends. Raises InferenceError (no such backend, and as the loaders below)."""
+    if backend == "torch":
+        return TorchEncoder(_load_model(folder, _choose_device(device)), folder)
+    if backend != "onnx":
+        raise InferenceError(f"backend must be torch or onnx, not {backend!r}.")
+    if device not in (None, "auto", "cpu"):
+        raise InferenceError(f"The backend onnx runs on the CPU, not on {device!r}: leave the device out, or use torch.")
+    export = export_folder(folder, precision, vocabulary)
+    if not is_current(export, folder):
+        check_packages()
+        export_model(_load_model(folder, "cpu"), folder, precision, vocabulary)
+    return OnnxEncoder(export)
+
+
 def _load_model(folder: Path, device: str) -> SentenceTransformer:
-    """The model, in float32. Raises InferenceError (incomplete, broken)."""
+    """The model, in float32, its prompts settled. Raises InferenceError (incomplete, broken)."""
     from sentence_transformers import SentenceTransformer
 
     from trainer.base_model import BaseModelError, missing_model_files
@@ -470,25 +491,38 @@ def _load_model(folder: Path, device: str) -> SentenceTransformer:
     if missing:
         raise InferenceError(f"{folder} is not a complete model: {', '.join(missing)} missing. {_REMEDY}.")
     try:
-        model = SentenceTransformer(str(folder), device=device, local_files_only=True, model_kwargs={"dtype": "float32"})
+        with _no_progress_bar():  # of loading weights, which takes a second
+            model = SentenceTransformer(str(folder), device=device, local_files_only=True, model_kwargs={"dtype": "float32"})
     except Exception as error:  # a damaged file can raise anything, down to the tokenizer's bare Exception
         raise InferenceError(
             f"The model at {folder} cannot be loaded: {error}. If it is damaged, train it again."
         ) from error
+    _settle_prompts(model, folder)
     return model.eval()
 
 
-def _settle_prompts(model: SentenceTransformer, folder: Path) -> dict[str, str]:
-    """Leave exactly the prompts "query" and "document" in the model, its own or else E5's, and return them."""
+@contextlib.contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    from transformers.utils import logging as transformers_logging
+
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def _settle_prompts(model: SentenceTransformer, folder: Path) -> None:
+    """Leave exactly the prompts "query" and "document" in the model, its own or else E5's."""
     # sentence-transformers holds "" under both names where a folder stores none, and prefers that to a stored "passage".
     stored = {name: prompt for name, prompt in model.prompts.items() if prompt}
     document = next((stored[name] for name in ("document", "passage", "corpus") if name in stored), None)
     if "query" not in stored or document is None:
         logger.info("%s stores no prompts: using %r and %r", folder, QUERY_PREFIX, PASSAGE_PREFIX)
-    prompts = {"query": stored.get("query", QUERY_PREFIX), "document": document or PASSAGE_PREFIX}
-    model.prompts = dict(prompts)
+    model.prompts = {"query": stored.get("query", QUERY_PREFIX), "document": document or PASSAGE_PREFIX}
     model.default_prompt_name = None
-    return prompts
 
 
 def _choose_device(wanted: str | None) -> str:
@@ -695,7 +729,7 @@ def _load_comparison(options: argparse.Namespace) -> Comparison:
     base_path = _find_base(options.base, tuned_path)
     engines = []
     for path in (base_path, tuned_path):
-        engines.append(_load_engine(argparse.Namespace(model_path=path, device=options.device)))
+        engines.append(E5KorQuADInference(path, options.device, options.backend, options.precision, options.vocabulary))
         _index_documents(engines[-1], documents)
     return Comparison(*engines)
 
@@ -745,11 +779,9 @@ def _asked_questions() -> Iterator[str]:
 
 def _load_engine(options: argparse.Namespace) -> E5KorQuADInference:
     """The model that the options name; a wrong path is said before torch is imported."""
-    model_path = _find_model(options.model_path)
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()  # of loading weights, which takes a second
-    return E5KorQuADInference(model_path, options.device)
+    return E5KorQuADInference(
+        _find_model(options.model_path), options.device, options.backend, options.precision, options.vocabulary
+    )
 
 
 def _parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -825,6 +857,11 @@ def _add_top_k(parser: argparse.ArgumentParser) -> None:
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model_path", metavar="DIR", help=f"the model's folder (default: {DEFAULT_MODEL_PATH})")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, … (default: a GPU where there is one)")
+    parser.add_argument(
+        "--backend", choices=("torch", "onnx"), default="torch", help="onnx: an export, fast on a CPU (default: torch)"
+    )
+    parser.add_argument("--precision", choices=PRECISIONS, default="int8", help="of the export (default: int8)")
+    parser.add_argument("--vocabulary", choices=VOCABULARIES, default="korean", help="of the export (default: korean)")
 
 
 # Name → (what it does, adds its own options to a parser, does it).

@@ -265,7 +265,7 @@ def test_a_killed_data_worker(run):
 def test_a_model_without_tokenizer(run, toy_model_dir, tmp_path):
     shutil.copytree(toy_model_dir, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*", "vocab*"))
     status, said = run("--model_name", str(tmp_path / "bare"))
-    assert status == 1 and "is not a complete model: tokenizer.json" in said and "Give --model_name a folder" in said
+    assert status == 1 and "is not a complete model: tokenizer.json" in said and "Name a folder saved by" in said
 
 
 @pytest.mark.long

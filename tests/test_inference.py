@@ -940,7 +940,7 @@ def test_the_base_model_that_compare_takes(
 
     monkeypatch.undo()
     assert main(["compare", "--model_path", str(toy_model_dir), "--base", str(tmp_path / "none")]) == 1
-    assert re.search("No base model: .*none' is neither a folder .* Correct --base", capsys.readouterr().err)
+    assert re.search("No base model: .*none' is neither a folder .* Correct the name", capsys.readouterr().err)
     assert main(["compare", "--model_path", str(tmp_path / "none")]) == 1
     assert "No model: " in capsys.readouterr().err
     assert main(["compare", "--passages", str(tmp_path / "none")]) == 1
