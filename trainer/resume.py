@@ -122,10 +122,14 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         checksums = json.loads((folder / CHECKSUMS_FILE).read_text(encoding="utf-8"))
         # The files are those that are known: a name that is read from a file could lead anywhere.
         names = [f"{group}.safetensors" for group in TENSOR_GROUPS] + [STATE_FILE, SETTINGS_FILE]
-        files = {name: (folder / name).read_bytes() for name in names if name in checksums}
-        damaged = [name for name, content in files.items() if _sha256(content) != checksums[name]]
+        files = {name: (folder / name).read_bytes() for name in names if (folder / name).exists()}
+        damaged = [
+            name
+            for name in sorted(files.keys() | checksums.keys())
+            if name not in files or _sha256(files[name]) != checksums.get(name)
+        ]
         if damaged:
-            raise CheckpointError(f"the checkpoint {folder} is damaged: {', '.join(damaged)} differ from their checksums")
+            raise CheckpointError(f"the checkpoint {folder} is damaged: {', '.join(damaged)} differ from the checksums")
         state = json.loads(files[STATE_FILE])
         if state["format"] != FORMAT:
             raise CheckpointError(f"the checkpoint {folder} is of format {state['format']}; this program reads {FORMAT}")
@@ -134,7 +138,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             for group in TENSOR_GROUPS
         }
         return Checkpoint(folder, TrainingConfig.load(folder / SETTINGS_FILE), state, tensors)
-    except (OSError, ValueError, LookupError, TypeError, RecursionError, SafetensorError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         what = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else str(error)
         raise CheckpointError(f"the checkpoint {folder} is damaged or not one ({what})") from error
 
