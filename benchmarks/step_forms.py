@@ -17,6 +17,7 @@ import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -31,8 +32,9 @@ from transformers.utils import logging as transformers_logging
 
 from config import SAMPLE_DATASET_ROOT, TrainingConfig
 from dataloader import load_entire_dataset, prepare_training_data
-from trainer import packing
-from trainer.packing import PackedEncoder, pack
+from trainer import encoder
+from trainer.encoder import PackedEncoder
+from trainer.packing import pack
 
 ONE_GROUP = 10**9  # a group costs more than any padding: all sequences go into one
 Layout = Callable[[np.ndarray, int], list[np.ndarray]]  # lengths (S,), pairs → places that are embedded together
@@ -61,9 +63,9 @@ class Form(Ours):
 
     def _embed(self, tokens: Tensor, lengths: Tensor, chosen: np.ndarray) -> Tensor:
         pieces = self._layout(lengths.numpy(), self.trainer.config.batch_size)
-        encoder = self.trainer._packed_encoder
-        assert encoder is not None
-        embedded = torch.cat([encoder(pack(tokens, lengths, torch.device("cpu"), piece, ONE_GROUP)) for piece in pieces])
+        embed = self.trainer._packed_encoder
+        assert embed is not None
+        embedded = torch.cat([embed(pack(tokens, lengths, torch.device("cpu"), piece, ONE_GROUP)) for piece in pieces])
         places = np.argsort(np.concatenate(pieces))  # of each sequence in `embedded`
         return embedded[torch.from_numpy(places[chosen])]
 
@@ -77,14 +79,20 @@ class TorchsDropout(Ours):
         self.trainer._packed_encoder = PackedEncoder(self.trainer.model)
 
     def block(self) -> float:
-        with mock.patch.object(packing, "_attention_with_dropout", attention_with_torchs_dropout):
+        with (
+            mock.patch.object(encoder, "attention", attention_with_torchs_dropout),
+            mock.patch.object(encoder, "fast_dropout", F.dropout),
+        ):
             return super().block()
 
 
-def attention_with_torchs_dropout(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, dropout_p: float
-) -> Tensor:
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout_p, scale=scaling)
+def attention_with_torchs_dropout(qkv: Tensor, groups: Any, heads: int, scaling: float, dropout_p: float) -> Tensor:
+    outputs = []
+    for group, part in zip(groups, qkv.split([group.size * group.length for group in groups]), strict=True):
+        query, key, value = part.view(group.size, group.length, 3, heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=group.mask, dropout_p=dropout_p, scale=scaling)
+        outputs.append(mixed.transpose(1, 2).flatten(0, 1).flatten(1))
+    return torch.cat(outputs)
 
 
 def main() -> None:

@@ -104,6 +104,7 @@ def run_step(pairs: int, checkpointing: bool) -> dict[str, float]:
         return {
             "tokens": torch.randint(10, 1000, (2 * count * length,), dtype=torch.int32),
             "lengths": torch.full((2 * count,), length),
+            "passage_of": torch.arange(count),
             "mask": torch.zeros(count, count, dtype=torch.bool),
         }
 

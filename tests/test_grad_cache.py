@@ -130,6 +130,7 @@ def test_out_of_memory_halves_the_micro_batch_and_loses_nothing(make_trainer, ca
 
     tight._packed_encoder = embed_what_fits
     for trainer in (plain, tight):
+        trainer.model.double()  # AdamW's first steps follow the sign of a gradient, however small
         optimizer, _, scaler = trainer._setup_optimizer_and_scheduler(10)
         for step in range(2):
             trainer._training_step(data[8 * step : 8 * step + 8], None, optimizer, scaler)

@@ -19,12 +19,12 @@ def test_saved_bytes_by_hand():
         hidden = layer(torch.ones(rows, 4, requires_grad=True))  # keeps its (rows, 4) input; the weight is a parameter
         return (hidden.exp() * 2).sum()  # exp keeps its (rows, 8) result; a product with a number keeps nothing
 
-    assert _saved_bytes(layer, functools.partial(forward, 3)) == 3 * 4 * 4 + 3 * 8 * 4
+    assert _saved_bytes(list(layer.parameters()), functools.partial(forward, 3)) == 3 * 4 * 4 + 3 * 8 * 4
 
 
 def test_a_storage_kept_twice_counts_once():
     x = torch.ones(10, requires_grad=True)
-    assert _saved_bytes(nn.Linear(1, 1), lambda: (x * x).sum() + (x * x).sum()) == 10 * 4
+    assert _saved_bytes([], lambda: (x * x).sum() + (x * x).sum()) == 10 * 4
 
 
 @pytest.fixture
@@ -42,7 +42,8 @@ def test_the_probe_predicts_what_a_larger_step_keeps(make_trainer):
     lengths = torch.full((24,), 32)
     tokens = torch.ones(24 * 32, dtype=torch.int32)
     trainer.model.train()
-    kept = _saved_bytes(trainer.model, lambda: trainer._embed(tokens, lengths, torch.arange(24).numpy()))
+    weights = [*trainer.model.parameters(), *trainer._packed_encoder.copies()]
+    kept = _saved_bytes(weights, lambda: trainer._embed(tokens, lengths, torch.arange(24).numpy()))
     assert memory.categories(24 * 32, 12)["activations"] == pytest.approx(kept, rel=0.02)
 
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from trainer.encoder import PackedEncoder, can_pack
 from trainer.lora import setup_lora_model
 from trainer.loss import contrastive_loss
-from trainer.packing import PackedEncoder, _attention, _group_borders, can_pack, pack
+from trainer.packing import _group_borders, pack
 
 TEXTS = ["짧다", "조금 더 긴 글이다", "이것은 세 번째 글이며 앞의 글보다 더 길다", "넷", "다섯 번째", "끝"]
 CPU = torch.device("cpu")
@@ -98,26 +99,62 @@ def test_the_models_own_encode_is_unchanged(toy_model):
     np.testing.assert_allclose(toy_model.encode(TEXTS), before, atol=1e-6)
 
 
+@pytest.mark.parametrize("targets", [["query"], QKV, ALL_LINEAR])
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_16_bits_are_near_float32_and_their_row_is_filled_up(toy_model_dir, toy_config, kind, targets):
+    from sentence_transformers import SentenceTransformer
+
+    torch.manual_seed(1)
+    model = SentenceTransformer(str(toy_model_dir), device="cpu")
+    setup_lora_model(model, toy_config(lora_dropout=0, encoder_dropout=0, lora_target_modules=targets)).train()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    encoder, found = PackedEncoder(model), []
+    for enabled in (False, True):
+        batch = pack(*flat_tokens(model, TEXTS), CPU, row_multiple=32 if enabled else 1)
+        with torch.autocast("cpu", dtype=kind, enabled=enabled):
+            embeddings = encoder(batch)
+        assert embeddings.dtype == torch.float32
+        contrastive_loss(embeddings[:3], embeddings[3:]).backward()
+        found.append(torch.cat([gradient.flatten() for gradient in trainable_gradients(model).values()]))
+        model.zero_grad()
+    assert batch.input_ids.shape[1] % 32 == 0
+    assert {copy.dtype for copy in encoder.copies()} <= {kind, torch.float32}
+    assert torch.nn.functional.cosine_similarity(*found, dim=0) > 0.99 and not torch.equal(*found)
+
+
+def test_weights_that_change_are_read_anew(toy_model):
+    toy_model.eval()
+    encoder, batch = PackedEncoder(toy_model), pack(*flat_tokens(toy_model, TEXTS), CPU)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        before = encoder(batch)
+        assert torch.equal(encoder(batch), before)
+        toy_model[0].model.encoder.layer[0].output.dense.weight.mul_(2)
+        assert not torch.equal(encoder(batch), before)
+
+
+def test_adapters_off_is_the_base_model(toy_model_dir, toy_config):
+    from sentence_transformers import SentenceTransformer
+
+    from trainer.lora import adapters_off
+
+    model = SentenceTransformer(str(toy_model_dir), device="cpu")
+    batch = pack(*flat_tokens(model, TEXTS), CPU)
+    base = PackedEncoder(model)(batch)
+    setup_lora_model(model, toy_config()).eval()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    tuned = PackedEncoder(model)
+    assert not torch.allclose(tuned(batch), base, atol=1e-3)
+    with adapters_off(model):
+        torch.testing.assert_close(tuned(batch), base, rtol=0, atol=1e-6)
+
+
 def test_models_of_another_build_are_not_packed(toy_model):
     assert can_pack(toy_model)
     toy_model[1].include_prompt = False  # pooling that leaves tokens out
     assert not can_pack(toy_model)
     with pytest.raises(ValueError, match="packing needs"):
         PackedEncoder(toy_model)
-
-
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
-@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
-def test_on_a_cpu_attention_is_computed_in_float32_in_a_run_of_16_bits(toy_model, kind, dropout):
-    attention = toy_model[0].model.encoder.layer[0].attention.self
-    attention.dropout.p = dropout
-    attention.train()
-    groups = pack(*flat_tokens(toy_model, TEXTS), CPU, group_cost=4).groups
-    width = attention.num_attention_heads * attention.attention_head_size
-    qkv = torch.randn(sum(group.size * group.length for group in groups), 3 * width).to(kind)
-    found = []
-    for source, is_half in ((qkv.float(), False), (qkv, True)):
-        torch.manual_seed(2)
-        with torch.autocast("cpu", dtype=kind, enabled=is_half):
-            found.append(_attention(attention, source, groups))
-    assert torch.equal(*found) and found[1].dtype == torch.float32

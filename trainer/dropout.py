@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,16 +21,32 @@ def fast_dropout(source: Tensor, p: float) -> Tensor:
     """
     if source.device.type != "cpu":
         return F.dropout(source, p)
-    return _ByteDropout.apply(source, max(1, round(p * _LEVELS)))
+    return _ByteDropout.apply(source, drop_threshold(p))
+
+
+def drop_threshold(p: float) -> int:
+    """Random bytes below it drop: so many of 256; 0 only where p is."""
+    return max(1, round(p * _LEVELS)) if p else 0
+
+
+def kept_factor(threshold: int) -> float:
+    """What is kept is multiplied by it, so that the mean stays."""
+    return _LEVELS / (_LEVELS - threshold)
+
+
+def random_bytes(shape: Sequence[int]) -> Tensor:
+    """uint8 of any shape on the CPU, eight to a draw of torch's generator."""
+    count = math.prod(shape)
+    words = torch.empty((count + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
+    return words.view(torch.uint8)[:count].view(*shape)
 
 
 class _ByteDropout(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, source: Tensor, threshold: int) -> Tensor:
-        words = torch.empty((source.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
-        mask = (words.view(torch.uint8)[: source.numel()] >= threshold).view(source.shape)
+        mask = random_bytes(source.shape) >= threshold
         context.save_for_backward(mask)
-        context.factor = _LEVELS / (_LEVELS - threshold)
+        context.factor = kept_factor(threshold)
         return (source * mask).mul_(context.factor)
 
     @staticmethod

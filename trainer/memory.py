@@ -8,7 +8,7 @@ forward passes tell the bytes a token: what autograd keeps for the backward pass
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,9 +32,10 @@ EMBEDDING_COPIES = 4
 class StepMemory:
     """What one step needs, in bytes, as a function of the tokens held at once and of the contrastive batch.
 
-    weights: the model. optimizer: gradients and AdamW's two moments of what is trained. saved_fixed: what autograd keeps
-    whatever the batch (half-precision copies of the weights). saved_per_token, workspace_per_token: what it keeps, and
-    what the backward pass holds on top, for each token. dimension: D of the embeddings.
+    weights: the model, and copies of its frozen weights in 16 bits. optimizer: gradients and AdamW's two moments of what is
+    trained. saved_fixed: what autograd keeps whatever the batch (weights with the adapters' updates added).
+    saved_per_token, workspace_per_token: what it keeps, and what the backward pass holds on top, for each token.
+    dimension: D of the embeddings.
     """
 
     weights: int
@@ -62,7 +63,13 @@ class StepMemory:
         return int((budget - fixed) / (self.saved_per_token + self.workspace_per_token))
 
 
-def measure_step_memory(encoder: Any, embed: Callable[[int, int], Tensor], length: int, checkpointing: bool) -> StepMemory:
+def measure_step_memory(
+    encoder: Any,
+    embed: Callable[[int, int], Tensor],
+    length: int,
+    checkpointing: bool,
+    copies: Callable[[], Sequence[Tensor]] = list,
+) -> StepMemory:
     """Measure what a step of this encoder keeps.
 
     Args:
@@ -71,22 +78,23 @@ def measure_step_memory(encoder: Any, embed: Callable[[int, int], Tensor], lengt
         length: tokens of a sequence to measure with.
         checkpointing: whether the run recomputes activations: then each layer keeps its input only, and the backward pass
             holds one layer's activations at a time.
+        copies: → the frozen weights that are held beside the encoder's own, once it has embedded.
     """
-    small, large = (_saved_bytes(encoder, functools.partial(embed, count, length)) for count in (1, 3))
+    embed(1, length)
+    held = copies()
+    weights = [*encoder.parameters(), *held]
+    small, large = (_saved_bytes(weights, functools.partial(embed, count, length)) for count in (1, 3))
     per_token = (large - small) / (2 * length)
     layers, width = encoder.config.num_hidden_layers, encoder.config.hidden_size
     fixed = small - per_token * length
-    # Attention written out (packing.py, on a CPU with dropout) holds arrays of scores, heads × length numbers a token.
-    scores = encoder.config.num_attention_heads * length if _writes_attention_out(encoder) else 0
-    workspace = BACKWARD_ARRAYS * max(encoder.config.intermediate_size, scores) * 4
+    workspace = BACKWARD_ARRAYS * encoder.config.intermediate_size * 4
     if checkpointing:
         workspace += per_token / layers
         per_token = layers * width * 4
         fixed /= layers
-    parameters = list(encoder.parameters())
     return StepMemory(
-        weights=sum(p.numel() * p.element_size() for p in parameters),
-        optimizer=sum(3 * p.numel() * 4 for p in parameters if p.requires_grad),
+        weights=sum(tensor.nbytes for tensor in weights),
+        optimizer=sum(3 * p.numel() * 4 for p in encoder.parameters() if p.requires_grad),
         saved_fixed=fixed,
         saved_per_token=per_token,
         workspace_per_token=workspace,
@@ -103,20 +111,15 @@ def available_bytes(memory_gb: float, device: torch.device) -> float:
     return min(budget, MARGIN * free + torch.cuda.memory_reserved(device) + DEVICE_ALLOWANCE)
 
 
-def _writes_attention_out(encoder: Any) -> bool:
-    attention = encoder.encoder.layer[0].attention.self
-    return attention.dropout.p > 0 and attention.query.weight.device.type == "cpu"
-
-
-def _saved_bytes(encoder: Any, forward: Callable[[], Tensor]) -> int:
-    """Bytes of the distinct storages that a forward pass keeps for its backward pass, the parameters themselves apart."""
-    parameters = {p.untyped_storage().data_ptr() for p in encoder.parameters()}
+def _saved_bytes(weights: Sequence[Tensor], forward: Callable[[], Tensor]) -> int:
+    """Bytes of the distinct storages that a forward pass keeps for its backward pass, the weights themselves apart."""
+    known = {weight.untyped_storage().data_ptr() for weight in weights}
     kept: dict[int, int] = {}
     holding: list[Tensor] = []  # a freed address could come back as another tensor's
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters and storage.data_ptr() not in kept:
+        if storage.data_ptr() not in known and storage.data_ptr() not in kept:
             kept[storage.data_ptr()] = storage.nbytes()
             holding.append(tensor)
         return tensor

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from config import TrainingConfig, differing_settings
 from trainer.checkpoint import CheckpointError, check_output_dir, claimed, save_finished_model
 from trainer.device import choose_device, choose_precision
+from trainer.encoder import PackedEncoder, can_pack
 from trainer.evaluation import EvaluationError, RetrievalEvaluator
 from trainer.grad_cache import cached_backward, cut_micro_batches, random_state, set_random_state
 from trainer.lora import (
@@ -35,7 +36,7 @@ from trainer.lora import (
 from trainer.loss import at_least_float32, contrastive_loss
 from trainer.memory import GIGABYTE, StepMemory, available_bytes, measure_step_memory
 from trainer.monitor import GradientRecorder, LossMean, Monitor, NullMonitor, TensorBoardMonitor
-from trainer.packing import PackedEncoder, can_pack, pack
+from trainer.packing import ROW_MULTIPLE_16_BITS, pack
 from trainer.resume import BatchStream, Checkpoint, data_fingerprint, find_checkpoint, how_to_resume, write_checkpoint
 from trainer.schedule import linear_warmup_and_decay, warmup_within
 from trainer.selection import selection_score
@@ -330,7 +331,8 @@ class EmbeddingTrainer:
         """Embeddings (n, D) of the chosen sequences of the batch."""
         with self._autocast():
             if self._packed_encoder is not None:
-                batch = pack(tokens, lengths, self.device, chosen)
+                row_multiple = 1 if self.precision == "fp32" else ROW_MULTIPLE_16_BITS
+                batch = pack(tokens, lengths, self.device, chosen, row_multiple=row_multiple)
                 self._tokens_tried = batch.input_ids.shape[1]
                 return at_least_float32(self._packed_encoder(batch))
             rows = tokens.long().split(lengths.tolist())
@@ -399,7 +401,8 @@ class EmbeddingTrainer:
             self.model.train()
             encoder.activation_checkpointing_disable()
             try:
-                return measure_step_memory(encoder, embed, self.config.max_seq_length, was_checkpointing)
+                copies = self._packed_encoder.copies if self._packed_encoder is not None else list
+                return measure_step_memory(encoder, embed, self.config.max_seq_length, was_checkpointing, copies)
             finally:
                 if was_checkpointing:
                     enable_checkpointing(encoder)
