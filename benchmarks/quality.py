@@ -2,6 +2,8 @@
 
     python benchmarks/quality.py --data KorQuAD_v1.0_dev.json --rows baseline recommended --seeds 0 1 2
 
+    python benchmarks/quality.py --data KorQuAD_v1.0_dev.json --rows answers --val_split 0.25     # on validation articles
+
 A row is a name and settings in benchmarks/quality_rows.yaml. Each run is `python train.py` with these, in a process and an
 output folder of its own; it prints one JSON line, and at the end come the rows of the table, means over the seeds. Seconds
 are those of the optimiser's steps, without loading and evaluation; those of two rows compare only where nothing else ran.
@@ -10,6 +12,7 @@ are those of the optimiser's steps, without loading and evaluation; those of two
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
@@ -25,9 +28,9 @@ ROWS_FILE = Path(__file__).with_name("quality_rows.yaml")
 TASKS = ("answers", "paragraphs")
 
 
-def run(name: str, settings: dict[str, Any], data: str, split: list[str], seed: int) -> dict[str, Any]:
-    """One training run; its held-out means and intervals and its seconds."""
-    with tempfile.TemporaryDirectory() as folder:
+def run(name: str, settings: dict[str, Any], data: str, split: list[str], seed: int, keep: str = "") -> dict[str, Any]:
+    """One training run; its held-out means and intervals and its seconds. The model stays in `keep`/name-seed, if given."""
+    with contextlib.nullcontext(f"{keep}/{name}-{seed}") if keep else tempfile.TemporaryDirectory() as folder:
         options = [f"--{key}={_text(value)}" for key, value in settings.items()]
         places = [f"--dataset_root={data}", f"--output_dir={folder}/model", "--log_dir="]
         command = [*split, *options, f"--seed={seed}"]
@@ -35,6 +38,8 @@ def run(name: str, settings: dict[str, Any], data: str, split: list[str], seed: 
         metrics = json.loads(Path(folder, "model", "metrics.json").read_text(encoding="utf-8"))
     result: dict[str, Any] = {"row": name, "seed": seed, "commit": _commit(), "command": "train.py " + " ".join(command)}
     result["seconds"] = metrics["optimiser_seconds"]
+    result["validation"] = {task: metrics["validation"].get(f"{task}_mrr@10") for task in TASKS}
+    result["adapter_scale"] = metrics["validation"].get("adapter_scale", 1.0)
     for task in TASKS:
         found = metrics["held_out"][task]
         for label in ("BM25", "base", "tuned"):
@@ -72,17 +77,22 @@ def main() -> None:
     parser.add_argument("--train_split", default="0.75")
     parser.add_argument("--split_seed", default="0")
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--val_split", help="share of the training side that validates; default: the row's own")
+    parser.add_argument("--keep", default="", help="folder to keep the models in")
     options = parser.parse_args()
     split = [
         f"--train_split={options.train_split}",
         f"--split_seed={options.split_seed}",
         f"--precision={options.precision}",
     ]
+    if options.val_split:
+        split.append(f"--val_split={options.val_split}")
     lines = []
     for name in options.rows:
-        runs = [run(name, rows[name], options.data, split, seed) for seed in options.seeds]
-        for one in runs:
-            print(json.dumps(one, ensure_ascii=False), flush=True)
+        runs = []
+        for seed in options.seeds:
+            runs.append(run(name, rows[name], options.data, split, seed, options.keep))
+            print(json.dumps(runs[-1], ensure_ascii=False), flush=True)
         lines.append(table_row(runs))
     print("\n".join(["| row | seeds | answers MRR@10 | paragraphs MRR@10 | seconds |", "|---|---|---|---|---|", *lines]))
 

@@ -2,12 +2,17 @@
 
     python benchmarks/search_speed.py --part index --folder /tmp/million
     python benchmarks/search_speed.py --part kernels --folder /tmp/million
+    python benchmarks/search_speed.py --part encoder --model models/sample --data data/sample
 
 The vectors stand in for E5's: clusters around one common direction, with the spread measured on sentences of KorQuAD and the
 base model (length of the mean .89; 98 in 100 cosines of two sentences from .74 to .85; of a question and the best of 1,500
 sentences .80 to .96). They are made once and kept in --folder: the index (2.7 GB for a million, texts included), and the
 vectors as float32 and float16 for comparison. Recall is of the 10 best against brute force in float32. Times are the least
 of --rounds, with the pages in memory. Prints one JSON line.
+
+The encoder's part holds the exports beside `SentenceTransformer.encode` on the same CPU: a question alone (median), passages
+a second, the time of a new process until its first embedding (median), all taking turns; the least cosine of an export to
+the model; and MRR@10 on the articles of --data that the model did not train on.
 """
 
 from __future__ import annotations
@@ -258,7 +263,103 @@ KERNELS: dict[str, tuple[str, Callable[[np.ndarray, np.ndarray], Callable[[int],
     "numpy float32": ("float32", _numpy),
 }
 
-PARTS = {"index": measure_index, "kernels": measure_kernels}
+# -----------------------------------------------------------------------------------------------------------
+# The encoder: exports beside sentence-transformers on the same CPU
+
+EXPORTS = {
+    "float32": {"precision": "float32", "vocabulary": "full"},
+    "int8": {"precision": "int8", "vocabulary": "korean"},
+    "int8, compact": {"precision": "int8", "vocabulary": "compact"},
+}
+
+
+def measure_encoder(options: argparse.Namespace) -> dict[str, Any]:
+    """Latency, bulk rate, load time, agreement and MRR@10 of each export beside sentence-transformers."""
+    from sentence_transformers import SentenceTransformer
+
+    from inference import E5KorQuADInference
+
+    evaluators = _held_out(options.model, options.data)
+    engines = {name: E5KorQuADInference(options.model, backend="onnx", **kind) for name, kind in EXPORTS.items()}
+    peer = SentenceTransformer(options.model, device="cpu")
+    queries = evaluators["answers"].query_texts[: options.queries]
+    passages = evaluators["paragraphs"].document_texts[: options.bulk]
+    alone = {"sentence-transformers": peer.encode_query} | {name: one.encode_query for name, one in engines.items()}
+    bulk = {"sentence-transformers": peer.encode_document} | {name: one.encode_passages for name, one in engines.items()}
+    truth = peer.encode_document(passages, normalize_embeddings=True)
+    return {
+        "part": "encoder",
+        "model": options.model,
+        "threads": os.cpu_count(),
+        "query_ms": _medians({n: lambda text, run=run: run(text) for n, run in alone.items()}, queries, 1000),
+        "passages_a_second": {
+            name: round(len(passages) / seconds, 1)
+            for name, seconds in _medians(
+                {n: lambda _, run=run: run(passages) for n, run in bulk.items()}, range(options.rounds)
+            ).items()
+        },
+        "load_s": _medians({name: lambda _, name=name: load(name, options.model) for name in alone}, range(options.rounds)),
+        "least_cosine": {
+            name: round(float((engine.encode_passages(passages) * truth).sum(axis=1).min()), 5)
+            for name, engine in engines.items()
+        },
+        "mrr@10": {
+            "sentence-transformers": _mrr(evaluators, peer.encode_query, peer.encode_document),
+            **{name: _mrr(evaluators, one.encode_queries, one.encode_passages) for name, one in engines.items()},
+        },
+    }
+
+
+def _medians(sides: dict[str, Callable[[Any], Any]], inputs: Any, factor: float = 1) -> dict[str, float]:
+    """Median seconds, times a factor, of each side over the inputs; the sides take turns."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for run in sides.values():
+        run(inputs[0])  # warms up
+    for one in inputs:
+        for name, run in sides.items():
+            start = time.perf_counter()
+            run(one)
+            times[name].append(time.perf_counter() - start)
+    return {name: round(factor * float(np.median(values)), 3) for name, values in times.items()}
+
+
+def load(name: str, model: str) -> None:
+    """A new process, until its first embedding."""
+    program = "import sys; sys.path.insert(0, sys.argv[1])\n" + (
+        "from sentence_transformers import SentenceTransformer\n"
+        "SentenceTransformer(sys.argv[2], device='cpu').encode_query('한글은 누가 만들었나?')\n"
+        if name not in EXPORTS
+        else "from inference import E5KorQuADInference\n"
+        f"E5KorQuADInference(sys.argv[2], backend='onnx', **{EXPORTS[name]}).encode_query('한글은 누가 만들었나?')\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(REPOSITORY), model], capture_output=True, check=True)
+
+
+def _held_out(model: str, data: str) -> dict[str, Any]:
+    """Task → evaluator on the articles that the model's training held out."""
+    from config import TrainingConfig
+    from dataloader import load_cached_dataset, prepare_retrieval_sets, window_size
+    from trainer.evaluation import RetrievalEvaluator
+
+    config = TrainingConfig.load(Path(model, "training_config.json"))
+    dataset = load_cached_dataset(data, 2, verbose=False, window=window_size(config))
+    sets = prepare_retrieval_sets(dataset, config, "held_out")
+    return {task: RetrievalEvaluator(*texts, name=task) for task, texts in sets.items()}
+
+
+def _mrr(evaluators: dict[str, Any], encode_queries: Any, encode_documents: Any) -> dict[str, float]:
+    """Task → MRR@10."""
+    import torch
+
+    found = {}
+    for task, evaluator in evaluators.items():
+        queries, documents = encode_queries(evaluator.query_texts), encode_documents(evaluator.document_texts)
+        metrics = evaluator.metrics_of(torch.from_numpy(queries), torch.from_numpy(documents))
+        found[task] = round(float(metrics["mrr@10"].mean()), 4)
+    return found
+
+
+PARTS = {"index": measure_index, "kernels": measure_kernels, "encoder": measure_encoder}
 
 
 def main() -> None:
@@ -269,6 +370,10 @@ def main() -> None:
     parser.add_argument("--passages", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=list(KERNELS), metavar="NAME", help="of this part")
+    parser.add_argument("--model", default="models/sample", help="a trained model (encoder)")
+    parser.add_argument("--data", default="data/sample", help="KorQuAD file or folder that it was trained on (encoder)")
+    parser.add_argument("--queries", type=int, default=200, help="questions timed alone (encoder)")
+    parser.add_argument("--bulk", type=int, default=200, help="passages timed together (encoder)")
     options = parser.parse_args()
     print(json.dumps(PARTS[options.part](options), ensure_ascii=False))
 
