@@ -35,7 +35,7 @@ if TYPE_CHECKING:  # only the making of an export needs these
 logger = logging.getLogger(__name__)
 
 PRECISIONS = ("int8", "float32")
-_FORMAT = 1
+_FORMAT = 2
 _OPSET = 17  # the first with LayerNormalization; later ones spell GELU so that onnxruntime does not fuse it with its bias
 _OUTLIERS = 24  # one in so many inputs of a feed-forward product stays in float32
 _FAITHFUL = {"int8": 0.99, "float32": 0.9999}  # least cosine to the model itself, on the calibration texts
@@ -147,7 +147,8 @@ def _write(model: SentenceTransformer, made: Path, precision: str, vocabulary: s
 
     content = json.loads(model.tokenizer.backend_tokenizer.to_str())
     content["truncation"] = content["padding"] = None
-    content, kept = trim_tokenizer(content, vocabulary)
+    of_prompts = {number for prompt in model.prompts.values() for number in model.tokenizer(prompt or "")["input_ids"]}
+    content, kept = trim_tokenizer(content, vocabulary, of_prompts)
     if kept is None and vocabulary != "full":
         logger.info("The tokenizer is not a Unigram model: its whole vocabulary stays")
     (made / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")

@@ -4,7 +4,8 @@
     "korean"   every piece of ASCII, Hangul, punctuation and symbols only: 89,873 of 250,002. Text of these characters is
                split as before, piece by piece, since no piece of another character could be in it.
     "compact"  of these every piece with Hangul in it, every single character, and the most frequent others up to 24,000.
-               Korean is split as before, English words into more pieces.
+               Korean is split as before, English words into more pieces. The pieces of the model's prompts stay as well:
+               "passage: " stands before every document, and split otherwise it would change them all.
 
 A character that no piece is left for is unknown to the model.
 """
@@ -13,23 +14,26 @@ from __future__ import annotations
 
 import functools
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 VOCABULARIES = ("full", "korean", "compact")
 COMPACT_PIECES = 24_000
 
 
-def trim_tokenizer(tokenizer: dict[str, Any], vocabulary: str) -> tuple[dict[str, Any], list[int] | None]:
+def trim_tokenizer(
+    tokenizer: dict[str, Any], vocabulary: str, of_prompts: Collection[int] = ()
+) -> tuple[dict[str, Any], list[int] | None]:
     """The content of a tokenizer.json with fewer pieces, and the old numbers of those that stay, in their new order.
 
-    Only a Unigram tokenizer (as E5's) can lose pieces; of any other all stay, and the numbers are None.
+    Only a Unigram tokenizer (as E5's) can lose pieces; of any other all stay, and the numbers are None. `of_prompts` are the
+    numbers of pieces that stay whatever they are.
     """
     model = tokenizer["model"]
     if vocabulary == "full" or model["type"] != "Unigram":
         return tokenizer, None
     special = {token["id"] for token in tokenizer["added_tokens"]} | {model["unk_id"]}
-    kept = _kept_pieces(model["vocab"], special, vocabulary)
+    kept = _kept_pieces(model["vocab"], special | set(of_prompts), vocabulary)
     new = {old: number for number, old in enumerate(kept)}
     return {
         **tokenizer,

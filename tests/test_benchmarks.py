@@ -145,3 +145,28 @@ def test_startup_counts_every_second_once(toy_model_dir, tmp_path):
     assert sum(result["wall"].values()) == pytest.approx(result["seconds"], abs=0.2)
     assert {"imports", "base model", "step 0 on validation", "first step", "the rest"} <= set(result["wall"])
     assert list(result["cpu"]) == list(result["wall"]) and min(result["cpu"].values()) >= 0
+
+
+def test_help_pages_become_a_retrieval_set(tmp_path, monkeypatch, capsys):
+    from dataloader.beir import load_beir
+
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    korean, other = "표의 셀을 나누거나 합치는 방법을 설명합니다. " * 4, "English text that nobody translated yet. " * 4
+    untranslated = f"<h2>표 서식 지정</h2><p>{other}</p><h2>빈 절 제목</h2>"
+    pages = {
+        "a.html": f"<title>도움말</title><h1>셀 나누기와 합치기</h1><p>{korean}</p><h2>짧다</h2><p>{korean}1</p>",
+        "sub/b.html": f"<h1>셀 <b>나누기</b>와 합치기</h1><p>{korean}2</p>{untranslated}",
+    }
+    for name, page in pages.items():
+        (tmp_path / "pages" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pages" / name).write_text(page, "utf-8")
+    out = tmp_path / "set"
+    monkeypatch.setattr(sys, "argv", ["help_pages", str(tmp_path / "pages"), "--out", str(out), "--characters", "120"])
+    importlib.import_module("help_pages").main()
+    assert json.loads(capsys.readouterr().out) == {"queries": 1, "documents": 2, "relevant": 2}
+    found = load_beir(out)
+    assert list(found.queries.values()) == [
+        "셀 나누기와 합치기"
+    ]  # one heading twice; the others too short, not Korean, empty
+    assert {len(text) for text in found.corpus.values()} == {len(korean.strip()), len(korean.strip()) + 2}
+    assert found.relevant_docs == {"q0": {"d0", "d1"}}

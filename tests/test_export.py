@@ -165,7 +165,7 @@ def test_an_export_that_is_not_whole_is_not_current(name: str, content: str, exp
 
 
 def test_an_export_of_another_format_is_not_current(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "_FORMAT", 2)
+    monkeypatch.setattr(export, "_FORMAT", export._FORMAT + 1)
     assert not is_current(export_folder(exported, "int8", "full"), exported)
 
 

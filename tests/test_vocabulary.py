@@ -63,6 +63,14 @@ def test_compact_keeps_hangul_and_single_characters_and_the_most_frequent_others
     assert sorted(set(KOREAN) - set(names)) == ["aaa", "bb"]
 
 
+def test_the_pieces_of_the_prompts_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vocabulary, "COMPACT_PIECES", 15)
+    tokenizer = unigram(PIECES)
+    smaller, _ = trim_tokenizer(content(tokenizer), "compact", set(tokenizer.encode("aaa漢 ").ids))
+    prompted = Tokenizer.from_str(json.dumps(smaller)).encode("aaa漢 가나 bb")
+    assert prompted.tokens == ["<s>", "▁", "aaa", "漢", "▁", "가나", "▁", "b", "b", "</s>"]
+
+
 def test_text_around_an_unknown_character_is_split_as_before() -> None:
     # X alone is no piece: unknown, at the rarest piece's -30 and 10 more. 가X costs 25, less than 가 and 40.
     tokenizer, _ = trimmed(unigram(PIECES), "korean")
