@@ -30,8 +30,8 @@ def test_python(number, toy_model_dir, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     # The toy model in place of the real one, and few pairs: the same calls in seconds.
     toy = f"TrainingConfig(model_name={str(toy_model_dir)!r}, max_samples=32, max_seq_length=64, device='cpu', "
-    if "# needs: chromadb" in blocks("python")[number]:
-        pytest.importorskip("chromadb")
+    for package in re.findall(r"^# needs: (\w+)", blocks("python")[number], flags=re.M):
+        pytest.importorskip(package)
     exec(compile(blocks("python")[number].replace("TrainingConfig(", toy), f"block {number}", "exec"), {})
     assert capsys.readouterr().out.count("\n") >= 1
 
