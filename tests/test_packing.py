@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from trainer import encoder as encoder_module
 from trainer.encoder import PackedEncoder, can_pack
 from trainer.lora import setup_lora_model
 from trainer.loss import contrastive_loss
@@ -37,15 +38,23 @@ ALL_LINEAR = [*QKV, "attention.output.dense", "intermediate.dense", "output.dens
 @pytest.mark.parametrize(
     ("targets", "checkpointing"), [(QKV, False), (QKV, True), (ALL_LINEAR, False), (ALL_LINEAR, True), (["query"], False)]
 )
-def test_gradients_equal_the_padded_ones_in_float64(toy_model_dir, toy_config, targets, checkpointing):
+@pytest.mark.parametrize("lora_dropout", [0, 0.5], ids=["inside the weights", "beside them"])
+def test_gradients_equal_the_padded_ones_in_float64(
+    toy_model_dir, toy_config, monkeypatch, targets, checkpointing, lora_dropout
+):
     from sentence_transformers import SentenceTransformer
+
+    monkeypatch.setattr(encoder_module, "fast_dropout", lambda source, p: source)
 
     found = []
     for packed in (False, True):
         torch.manual_seed(1)
         model = SentenceTransformer(str(toy_model_dir), device="cpu")
         config = toy_config(
-            gradient_checkpointing=checkpointing, lora_dropout=0, encoder_dropout=0, lora_target_modules=targets
+            gradient_checkpointing=checkpointing,
+            lora_dropout=lora_dropout if packed else 0,
+            encoder_dropout=0,
+            lora_target_modules=targets,
         )
         setup_lora_model(model, config).double().train()
         for name, parameter in model.named_parameters():
