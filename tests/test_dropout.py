@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trainer.dropout import FastDropout, fast_dropout
+from trainer.dropout import FastDropout, dropped, fast_dropout
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
@@ -47,3 +47,13 @@ def test_the_module_is_silent_in_evaluation_and_at_zero():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_number_formats_stay(dtype):
     assert fast_dropout(torch.ones(10, dtype=dtype), 0.1).dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_what_is_dropped_by_hand(dtype):
+    drawn = torch.tensor([[0, 25, 26], [127, 128, 255]], dtype=torch.uint8)
+    source = torch.tensor([[1.5, -2.0, -3.0], [4.0, float("inf"), -0.25]], dtype=dtype)
+    expected = torch.tensor([[0.0, 0.0, -3.0], [4.0, float("inf"), -0.25]], dtype=dtype)
+    assert torch.equal(dropped(source, drawn, 26), expected)
+    assert torch.equal(dropped(source.T, drawn.T, 26), expected.T)  # of any layout
+    assert not dropped(source, drawn, 256).any() and torch.equal(dropped(source, drawn, 0), source)

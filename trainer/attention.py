@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.dropout import drop_threshold, kept_factor, random_bytes
+from trainer.dropout import drop_threshold, dropped, kept_factor, random_bytes
 from trainer.packing import Group
 
 # Scores computed at once on a CPU: what fits its caches. Measured on paragraphs, 2**18 to 2**22 in steps of four: within
@@ -63,7 +63,7 @@ class _CpuAttention(torch.autograd.Function):
         for group in groups:
             parts = _split_heads(qkv, group, heads, 3, _product_type(qkv.dtype, group.length))  # (3, n·H, l, d)
             mixed = torch.empty_like(parts[0])
-            weights, mask = [], []
+            weights, drawn = [], []
             for rows, sequences in _chunks(group, heads):
                 scores = _product(parts[0, rows], parts[1, rows].transpose(1, 2), scaling)  # (c·H, l, l)
                 if group.mask is not None:
@@ -72,12 +72,12 @@ class _CpuAttention(torch.autograd.Function):
                 if keeps:
                     weights.append(softmax)
                 if threshold:
-                    mask.append(random_bytes(softmax.shape) >= threshold)
-                    softmax = softmax * mask[-1]
+                    drawn.append(random_bytes(softmax.shape))
+                    softmax = dropped(softmax, drawn[-1], threshold)
                 _product(softmax, parts[2, rows], kept_factor(threshold), out=mixed[rows])
             _merge_heads(output, mixed, group, heads, 1)
             if keeps:
-                kept += [parts, *weights, *mask]
+                kept += [parts, *weights, *drawn]
         context.save_for_backward(*kept)
         context.shared = (groups, heads, scaling, threshold)
         return output
@@ -94,16 +94,16 @@ class _CpuAttention(torch.autograd.Function):
             chunks = list(_chunks(group, heads))
             parts = next(kept)
             weights = [next(kept) for _ in chunks]
-            masks = [next(kept) if threshold else None for _ in chunks]
+            draws = [next(kept) if threshold else None for _ in chunks]
             of_output = _split_heads(gradient, group, heads, 1, parts.dtype)[0]
             of_parts = torch.empty_like(parts)
-            for (rows, _), softmax, mask in zip(chunks, weights, masks, strict=True):
+            for (rows, _), softmax, drawn in zip(chunks, weights, draws, strict=True):
                 query, key, value = parts[:, rows]
-                dropped = softmax if mask is None else softmax * mask
-                _product(dropped.transpose(1, 2), of_output[rows], factor, out=of_parts[2, rows])
+                used = softmax if drawn is None else dropped(softmax, drawn, threshold)
+                _product(used.transpose(1, 2), of_output[rows], factor, out=of_parts[2, rows])
                 of_weights = _product(of_output[rows], value.transpose(1, 2), factor)  # (c·H, l, l)
-                if mask is not None:
-                    of_weights *= mask
+                if drawn is not None:
+                    of_weights = dropped(of_weights, drawn, threshold)
                 of_scores = torch._softmax_backward_data(of_weights, softmax, -1, softmax.dtype)
                 _product(of_scores, key, scaling, out=of_parts[0, rows])
                 _product(of_scores.transpose(1, 2), query, scaling, out=of_parts[1, rows])

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _LEVELS = 256  # of a random byte
+_WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # whole numbers by their bytes
 
 
 def fast_dropout(source: Tensor, p: float) -> Tensor:
@@ -41,18 +42,29 @@ def random_bytes(shape: Sequence[int]) -> Tensor:
     return words.view(torch.uint8)[:count].view(*shape)
 
 
+def dropped(source: Tensor, drawn: Tensor, threshold: int) -> Tensor:
+    """A copy of `source` with zeros where the bytes `drawn`, of its shape, are below the threshold.
+
+    By a mask of bits: torch's comparisons, and products with their results, take several times as long on a CPU.
+    """
+    whole = _WHOLE[source.element_size()]
+    # A byte below the threshold gives a number that is not negative, whose sign bit, spread over all its bits, is 0.
+    mask = drawn.to(whole).neg_().add_(threshold - 1).bitwise_right_shift_(8 * source.element_size() - 1)
+    return mask.bitwise_and_(source.view(whole)).view(source.dtype)
+
+
 class _ByteDropout(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, source: Tensor, threshold: int) -> Tensor:
-        mask = random_bytes(source.shape) >= threshold
-        context.save_for_backward(mask)
-        context.factor = kept_factor(threshold)
-        return (source * mask).mul_(context.factor)
+        drawn = random_bytes(source.shape)
+        context.save_for_backward(drawn)
+        context.threshold = threshold
+        return dropped(source, drawn, threshold).mul_(kept_factor(threshold))
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (mask,) = context.saved_tensors
-        return (gradients[0] * mask).mul_(context.factor), None
+        (drawn,) = context.saved_tensors
+        return dropped(gradients[0], drawn, context.threshold).mul_(kept_factor(context.threshold)), None
 
 
 class FastDropout(nn.Dropout):
