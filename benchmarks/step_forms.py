@@ -17,7 +17,6 @@ import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -33,6 +32,7 @@ from transformers.utils import logging as transformers_logging
 from config import SAMPLE_DATASET_ROOT, TrainingConfig
 from dataloader import load_entire_dataset, prepare_training_data
 from trainer import encoder
+from trainer.attention import attention_by_kernel
 from trainer.encoder import PackedEncoder
 from trainer.packing import pack
 
@@ -80,19 +80,10 @@ class TorchsDropout(Ours):
 
     def block(self) -> float:
         with (
-            mock.patch.object(encoder, "attention", attention_with_torchs_dropout),
+            mock.patch.object(encoder, "attention", attention_by_kernel),
             mock.patch.object(encoder, "fast_dropout", F.dropout),
         ):
             return super().block()
-
-
-def attention_with_torchs_dropout(qkv: Tensor, groups: Any, heads: int, scaling: float, dropout_p: float) -> Tensor:
-    outputs = []
-    for group, part in zip(groups, qkv.split([group.size * group.length for group in groups]), strict=True):
-        query, key, value = part.view(group.size, group.length, 3, heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=group.mask, dropout_p=dropout_p, scale=scaling)
-        outputs.append(mixed.transpose(1, 2).flatten(0, 1).flatten(1))
-    return torch.cat(outputs)
 
 
 def main() -> None:

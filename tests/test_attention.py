@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from trainer import attention as attention_module
-from trainer.attention import attention
+from trainer.attention import attention, attention_by_kernel
 from trainer.packing import pack
 
 HEADS, WIDTH = 3, 4
@@ -35,13 +35,14 @@ def by_torch(qkv, batch):
 
 @pytest.mark.parametrize("at_once", [1, 10**6], ids=["a sequence at a time", "a group at once"])
 @pytest.mark.parametrize("row_multiple", [1, 32])
-def test_output_and_gradient_are_those_of_each_sequence_alone(monkeypatch, at_once, row_multiple):
+@pytest.mark.parametrize("compute", [attention, attention_by_kernel], ids=["CPU", "GPU"])
+def test_output_and_gradient_are_those_of_each_sequence_alone(monkeypatch, compute, at_once, row_multiple):
     monkeypatch.setattr(attention_module, "_SCORES_AT_ONCE", at_once)
     batch = packed([5, 9, 2, 8, 5, 9, 1], row_multiple)
     qkv = random_qkv(batch)
     real = batch.real[:, None].double()
     direction = torch.randn(len(qkv), HEADS * WIDTH, dtype=torch.float64) * real  # nothing reads what padding gives
-    found, expected = attention(qkv, batch.groups, HEADS, SCALING), by_torch(qkv, batch)
+    found, expected = compute(qkv, batch.groups, HEADS, SCALING, 0.0), by_torch(qkv, batch)
     torch.testing.assert_close(found * real, expected, rtol=0, atol=1e-14)
     (of_found,) = torch.autograd.grad(found, qkv, direction)
     (of_expected,) = torch.autograd.grad(expected, qkv, direction)
