@@ -117,7 +117,10 @@ class Projection:
 
     def __init__(self, modules: Sequence[Any]):
         self._modules = modules
-        self._adapted = [isinstance(module, LoraLinear) for module in modules]
+        self._adapters: list[Any] = [module for module in modules if isinstance(module, LoraLinear)]
+        self._layers: list[Any] = [
+            module.get_base_layer() if isinstance(module, LoraLinear) else module for module in modules
+        ]
         self._frozen: tuple[Any, Tensor, Tensor] | None = None
 
     def __call__(self, source: Tensor, kind: torch.dtype | None) -> Tensor:
@@ -125,7 +128,7 @@ class Projection:
         if not all(map(_is_plain, self._modules)):  # adapters of another kind: as PEFT computes them
             with torch.autocast(source.device.type, dtype=kind, enabled=kind is not None):
                 return torch.cat([module(source) for module in self._modules], dim=-1)
-        adapters = [module for module, adapted in zip(self._modules, self._adapted, strict=True) if adapted]
+        adapters = self._adapters
         if not adapters or adapters[0].merged or adapters[0].disable_adapters:
             weight, bias = self._base(kind)
             return F.linear(source.to(weight.dtype), weight, bias)
@@ -145,15 +148,15 @@ class Projection:
         """(sum of out, sum of r): alpha / r · B of each adapter, on a diagonal; no columns where there is none."""
         blocks = [
             module.lora_B["default"].weight * module.scaling["default"]
-            if adapted
+            if isinstance(module, LoraLinear)
             else module.weight.new_empty((module.out_features, 0))
-            for module, adapted in zip(self._modules, self._adapted, strict=True)
+            for module in self._modules
         ]
         return blocks[0] if len(blocks) == 1 else torch.block_diag(*blocks)
 
     def _base(self, kind: torch.dtype | None) -> tuple[Tensor, Tensor]:
         """Weight (sum of out, in) and bias (sum of out,) of the frozen layers, joined and cast once."""
-        layers = [m.get_base_layer() if adapted else m for m, adapted in zip(self._modules, self._adapted, strict=True)]
+        layers = self._layers
         kind = kind or layers[0].weight.dtype
         if len(layers) == 1 and layers[0].weight.dtype == kind:
             return layers[0].weight, layers[0].bias
