@@ -55,21 +55,23 @@ class FalseNegatives:
     Args:
         examples: n pairs. Without `answer` and `article` (see `PairExample`), the passage is the answer and each pair is an
             article of its own.
-        rules: of config.FALSE_NEGATIVES. identical: the same passage text. normalised: the same `normalised_answer`.
+        rules: of config.FALSE_NEGATIVES. identical: the same passage text, or the same query text. normalised: the same `normalised_answer`.
             contained: of the same article, and the question's answer is inside the passage or, where passages are answers,
             the passage inside the answer. article: of the same article.
     """
 
     def __init__(self, examples: Sequence["InputExample"], rules: Sequence[str] = ("identical",)):
-        texts: list[str] = [example.texts[1] for example in examples]  # type: ignore[index]  # sentence-transformers allows None
+        # sentence-transformers allows None for texts
+        queries, texts = ([example.texts[side] for example in examples] for side in (0, 1))  # type: ignore[index]
         answers = [
             normalised_answer(getattr(example, "answer", text)) for example, text in zip(examples, texts, strict=True)
         ]
-        self._same = {
-            "identical": _numbers(texts),
-            "normalised": _numbers(answers),
-            "article": _numbers(getattr(example, "article", -1 - n) for n, example in enumerate(examples)),
-        }
+        self._same = (
+            ("identical", _numbers(texts)),
+            ("identical", _numbers(queries)),
+            ("normalised", _numbers(answers)),
+        )
+        self._articles = _numbers(getattr(example, "article", -1 - n) for n, example in enumerate(examples))
         self._rules = rules
         self._answers = answers
         self._passages = [normalised_answer(_without_prefix(text)) for text in texts] if "contained" in rules else []
@@ -79,12 +81,14 @@ class FalseNegatives:
         import numpy as np
 
         found = np.zeros((len(pairs), len(pairs)), dtype=bool)
-        for rule, numbers in self._same.items():
+        for rule, numbers in self._same:
             if rule in self._rules:
                 found |= numbers[pairs][:, None] == numbers[pairs][None, :]
+        of_one_article = self._articles[pairs][:, None] == self._articles[pairs][None, :]
+        if "article" in self._rules:
+            found |= of_one_article
         if "contained" in self._rules:
-            articles = self._same["article"][pairs]
-            for i, j in np.argwhere((articles[:, None] == articles[None, :]) & ~found):
+            for i, j in np.argwhere(of_one_article & ~found):
                 found[i, j] = self._contained(pairs[i], pairs[j])
         np.fill_diagonal(found, False)
         return found

@@ -4,11 +4,11 @@ from sentence_transformers import InputExample
 
 
 class PairExample(InputExample):
-    """A question and a passage, both with their prefixes: `texts == ["query: ...", "passage: ..."]`.
+    """A query and a passage, both with their prefixes: `texts == ["query: ...", "passage: ..."]`.
 
     Attributes:
-        guid: the question's id.
-        kind: what the passage is, one of config.OBJECTIVES.
+        guid: the id of the question that they were made from.
+        kind: what they are, one of config.OBJECTIVES.
         answer: the question's answer, cleaned.
         article: index of the article both come from.
     """

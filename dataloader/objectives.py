@@ -1,18 +1,24 @@
-"""What a question is trained to find: its answer, or text around it.
+"""What is trained to find what: a question its answer, or text around it; and queries that are no questions.
 
-    passage_for("sentence", qa, windows)   # "세종대왕이 1443년에 창제했다."
+    training_pair("sentence", qa, windows)   # ("한글은 누가 만들었는가?", "세종대왕이 1443년에 창제했다.")
 
-The kinds are config.OBJECTIVES:
+The kinds are config.OBJECTIVES. What a question should find:
 
-answer     the answer itself (the baseline)
-sentence   the sentences that hold the answer
-window     these and one sentence on either side
-context    the whole paragraph (KorQuAD 1.0), or the text around the answer that the model reads whole (2.1)
+answer         the answer itself (the baseline)
+sentence       the sentences that hold the answer
+window         these and one sentence on either side
+context        the whole paragraph (KorQuAD 1.0), or the text around the answer that the model reads whole (2.1)
 
 Answers alone teach a model to look for things that look like answers, and it forgets how to find the paragraphs that hold
-them; text around the answer keeps that (docs/RESULTS.md). Imports without torch.
+them; text around the answer keeps that. What is asked otherwise than in a question is forgotten all the same, and kept by:
+
+keyword        the answer, as a query → the sentences that hold it
+inverse_cloze  a sentence of the context → the context without it (arXiv:1906.00300)
+
+What each is worth is in docs/RESULTS.md. Imports without torch.
 """
 
+import random
 import re
 from collections.abc import Sequence
 
@@ -23,25 +29,53 @@ from dataloader.prepare import PreparedQuestion
 _SENTENCE_END = re.compile(r"(?:(?<![0-9])[.]|[!?。])[\"'”’」』)\]]*\s+|\n+")
 
 
-def passage_for(kind: str, qa: PreparedQuestion, windows: Sequence[str]) -> str | None:
-    """The cleaned passage of one kind for a question of an article with these windows; None where there is none."""
+# Characters of a sentence that is asked with: not a heading or the rest of a list, nor half a paragraph.
+_SHORTEST_QUERY, _LONGEST_QUERY = 15, 120
+
+
+def training_pair(kind: str, qa: PreparedQuestion, windows: Sequence[str]) -> tuple[str, str] | None:
+    """The cleaned (query, passage) of one kind for a question of an article with these windows; None where there is none."""
+    if not qa["answers"]:
+        return None
+    question, answer = qa["question"], qa["answers"][0]
     if kind == "answer":
-        return qa["answers"][0] if qa["answers"] else None
+        return question, answer
     if not qa.get("windows"):
         return None
     text, span = windows[qa["windows"][0]], qa["spans"][0]
     if kind == "context":
-        return text
+        return question, text
+    if kind == "inverse_cloze":
+        return _sentence_and_rest(text, seed=qa["id"])
     if span is None:
         return None
     start, end = sentences_around(text, *span, neighbours=1 if kind == "window" else 0)
-    return text[start:end]
+    return answer if kind == "keyword" else question, text[start:end]
+
+
+def _sentence_and_rest(text: str, seed: str) -> tuple[str, str] | None:
+    """One sentence, which the seed chooses, and the text without it; None where no sentence fits or nothing is left."""
+    edges = _sentence_edges(text)
+    fitting = [
+        (start, end)
+        for start, end in zip(edges, edges[1:], strict=False)
+        if _SHORTEST_QUERY <= end - start <= _LONGEST_QUERY and end - start < len(text)
+    ]
+    if not fitting:
+        return None
+    start, end = random.Random(seed).choice(fitting)
+    return text[start:end].strip(), f"{text[:start].strip()} {text[end:].strip()}".strip()
 
 
 def sentences_around(text: str, start: int, end: int, neighbours: int = 0) -> tuple[int, int]:
     """The characters of the sentences that hold `start:end`, and of so many sentences more on either side."""
-    edges = [0, *(match.end() for match in _SENTENCE_END.finditer(text) if match.end() < len(text)), len(text)]
+    edges = _sentence_edges(text)
     first = max(index for index, edge in enumerate(edges[:-1]) if edge <= start)
     last = next(index for index, edge in enumerate(edges) if edge >= end)
     first, last = max(first - neighbours, 0), min(last + neighbours, len(edges) - 1)
     return edges[first], edges[first] + len(text[edges[first] : edges[last]].rstrip())
+
+
+def _sentence_edges(text: str) -> list[int]:
+    """Where sentences begin, the first at 0, and the end of the text."""
+    return [0, *(match.end() for match in _SENTENCE_END.finditer(text) if match.end() < len(text)), len(text)]

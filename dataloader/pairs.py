@@ -8,11 +8,12 @@ Nothing is dropped in silence: what is empty after cleaning, or has no place in 
 
 import logging
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dataloader.loader import DatasetError
-from dataloader.objectives import passage_for
+from dataloader.objectives import training_pair
 from dataloader.prepare import PreparedArticle, is_prepared, prepare_article
 
 if TYPE_CHECKING:
@@ -29,13 +30,13 @@ CHARACTERS_PER_TOKEN = 1.5
 
 
 class Pair(NamedTuple):
-    """A question and a passage of `kind` (config.OBJECTIVES) that it should find, cleaned, not empty.
+    """A query and a passage of `kind` (config.OBJECTIVES) that it should find, cleaned, not empty.
 
-    `answer` is the question's answer, and `article` the article's index in loading order.
+    `id` and `answer` are those of the question that it was made from, and `article` the article's index in loading order.
     """
 
     id: str
-    question: str
+    query: str
     passage: str
     kind: str
     answer: str
@@ -87,11 +88,12 @@ def extract_pairs(
     """The cleaned pairs of the articles at `indices`, in that order, of the first `limit` questions that have one (0 = all).
 
     A question with several answers is paired with the first that is not empty. What is empty after cleaning
-    gives no pair, and where the answer has no place in its page there is no text around it: both are counted, and
-    logged as a warning. `window` is the size of the windows, for articles that were loaded whole.
+    gives no pair, and where the answer has no place in its page, or no sentence fits, there is none of some kinds: both
+    are counted, and logged as a warning. `window` is the size of the windows, for articles that were loaded whole.
     """
     pairs: list[Pair] = []
-    questions = empty_question = empty_answer = paired = without_place = 0
+    incomplete: Counter[str] = Counter()  # by kind, questions that give no pair of it
+    questions = empty_question = empty_answer = paired = 0
     fields = "pairs" if set(kinds) == {"answer"} else "windows"
     for index, article in zip(indices, _prepared(articles, indices, fields, window), strict=True):
         for qa in article["qas"]:
@@ -102,14 +104,10 @@ def extract_pairs(
                 empty_question += not qa["question"]
                 empty_answer += bool(qa["question"])
                 continue
-            passages = {kind: passage_for(kind, qa, article.get("windows", ())) for kind in kinds}
-            pairs += [
-                Pair(qa["id"], qa["question"], passage, kind, qa["answers"][0], index)
-                for kind, passage in passages.items()
-                if passage
-            ]
-            paired += any(passages.values())
-            without_place += not all(passages.values())
+            found = {kind: training_pair(kind, qa, article.get("windows", ())) for kind in kinds}
+            pairs += [Pair(qa["id"], *texts, kind, qa["answers"][0], index) for kind, texts in found.items() if texts]
+            paired += any(found.values())
+            incomplete.update(kind for kind, texts in found.items() if not texts)
         if limit and paired == limit:
             break
     if empty_question or empty_answer:
@@ -117,8 +115,11 @@ def extract_pairs(
             "of %d questions, %d have no text after cleaning and %d have no answer text: left out",
             *(questions, empty_question, empty_answer),
         )
-    if without_place:
-        logger.warning("%d questions have no text around their answer: its place in the page is not known", without_place)
+    for kind, count in incomplete.items():
+        reason = (
+            "no sentence around it can be asked with" if kind == "inverse_cloze" else "its place in the page is not known"
+        )
+        logger.warning("%d answers give no pair of the kind %s: %s", count, kind, reason)
     return pairs, PairCounts(questions, empty_question, empty_answer)
 
 
@@ -159,7 +160,7 @@ def _examples(pairs: Sequence[Pair]) -> list["InputExample"]:
 
     return [
         PairExample(
-            pair.id, [QUERY_PREFIX + pair.question, PASSAGE_PREFIX + pair.passage], pair.kind, pair.answer, pair.article
+            pair.id, [QUERY_PREFIX + pair.query, PASSAGE_PREFIX + pair.passage], pair.kind, pair.answer, pair.article
         )
         for pair in pairs
     ]

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config import ConfigError, TrainingConfig, article_groups, objective_weights
+from config import OBJECTIVES, ConfigError, TrainingConfig, article_groups, objective_weights
 from dataloader import prepare_training_data
-from dataloader.objectives import passage_for, sentences_around
+from dataloader.objectives import sentences_around, training_pair
 from dataloader.prepare import prepare_article
 
 TEXT = "한글은 문자이다. 세종이 1443년에 만들었다! 반포는 1446. 10. 9. 이었다. 끝."
@@ -69,7 +69,10 @@ def article(*qas, context: str = "") -> dict:
 
 def passages(prepared, number: int = 0) -> dict[str, str | None]:
     kinds = ("answer", "sentence", "window", "context")
-    return {kind: passage_for(kind, prepared["qas"][number], prepared["windows"]) for kind in kinds}
+    qa = prepared["qas"][number]
+    pairs = {kind: training_pair(kind, qa, prepared["windows"]) for kind in kinds}
+    assert {pair[0] for pair in pairs.values() if pair} == {qa["question"]}
+    return {kind: pair and pair[1] for kind, pair in pairs.items()}
 
 
 def test_the_passages_of_a_question_by_hand():
@@ -118,7 +121,32 @@ def test_a_mixture_has_an_example_of_each_kind(caplog):
         ("sentence", "passage: 세종이 1443년에 만들었다!", "세종", examples[0].article),
         ("answer", "passage: 없음", "없음", examples[0].article),
     ]
-    assert "1 questions have no text around their answer" in caplog.text
+    assert "1 answers give no pair of the kind sentence: its place in the page is not known" in caplog.text
+
+
+def test_a_keyword_asks_for_its_sentence():
+    prepared = prepare_article(article(("누가?", "세종", 10), ("무엇?", "없음", None)), "windows", 99)
+    found = [training_pair("keyword", qa, prepared["windows"]) for qa in prepared["qas"]]
+    assert found == [("세종", "세종이 1443년에 만들었다!"), None]
+
+
+def test_a_sentence_asks_for_the_rest_of_its_paragraph():
+    prepared = prepare_article(article(("누가?", "세종", 10)), "windows", 99)
+    assert training_pair("inverse_cloze", prepared["qas"][0], prepared["windows"]) in [
+        ("세종이 1443년에 만들었다!", "한글은 문자이다. 반포는 1446. 10. 9. 이었다. 끝."),
+        ("반포는 1446. 10. 9. 이었다.", "한글은 문자이다. 세종이 1443년에 만들었다! 끝."),
+    ]
+    found = {
+        training_pair("inverse_cloze", {**prepared["qas"][0], "id": str(number)}, prepared["windows"])
+        for number in range(20)
+    }
+    assert len(found) == 2  # not the first sentence, of 8 characters, nor the last
+
+
+@pytest.mark.parametrize("text", ["짧다. 또 짧다.", "한 문장뿐인 글이며 그것이 전부이다.", "가" * 200 + ". 짧다."])
+def test_a_paragraph_without_a_sentence_to_ask_with_gives_no_pair(text):
+    qa = {"id": "1", "question": "?", "answers": ["가"], "windows": [0], "spans": [None]}
+    assert training_pair("inverse_cloze", qa, [text]) is None
 
 
 def test_objectives_are_read():
@@ -142,7 +170,8 @@ def test_false_negatives_that_cannot_be_are_refused(names):
 
 def test_article_groups_are_read():
     assert set(article_groups("4").values()) == {4}
-    assert article_groups("context=16, answer=2") == {"answer": 2, "sentence": 1, "window": 1, "context": 16}
+    named = {"answer": 2, "context": 16}
+    assert article_groups("context=16, answer=2") == {kind: named.get(kind, 1) for kind in OBJECTIVES}
 
 
 @pytest.mark.parametrize(

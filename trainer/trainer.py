@@ -347,7 +347,12 @@ class EmbeddingTrainer:
         if not isinstance(batch, list):
             return batch
         queries, passages = ([example.texts[side] for example in batch] for side in (0, 1))
-        same = torch.tensor([[a == b for b in passages] for a in passages])
+        same = torch.tensor(
+            [
+                [a == b or q == r for b, r in zip(passages, queries, strict=True)]
+                for a, q in zip(passages, queries, strict=True)
+            ]
+        )
         rows = self.model.tokenizer(queries + passages, truncation=True, max_length=self.model.max_seq_length)["input_ids"]
         return {
             "tokens": torch.tensor([token for row in rows for token in row], dtype=torch.int32),
