@@ -108,9 +108,9 @@ class TrainingConfig:
     skip_bad_files: bool = setting(False, "go on without files that cannot be read (they are listed)", changes_result=False)
     objective: str = setting(
         "answer",
-        "what a question is trained to find: answer, sentence, window or context; what other queries are: keyword (an answer "
-        "finds its sentence), inverse_cloze (a sentence finds its paragraph); or several, each with its passes over the "
-        "questions in an epoch: answer=1,context=0.5",
+        "what a question is trained to find: answer, sentence, window or context; or queries that are no questions: keyword "
+        "(the answer finds its sentence), inverse_cloze (a sentence finds the rest of its paragraph); or several, each with "
+        "its passes over the questions in an epoch: answer=1,context=0.5",
     )
     article_group: str = setting(
         "1",
@@ -119,8 +119,9 @@ class TrainingConfig:
     )
     false_negatives: list[str] = setting(
         ["identical"],
-        "passages that are no negatives of a question: identical (the same text, or asked for in the same words), normalised (the same but for case, space "
-        "and punctuation), contained (of the same article and holding its answer), article (of the same article), or none",
+        "passages that are no negatives of a query: identical (the same text, or asked for in the same words), normalised "
+        "(the same but for case, space and punctuation), contained (of the same article and holding its answer), article "
+        "(of the same article), or none",
     )
     num_workers: int = setting(
         4, "worker processes that load files; 0 = none", at_least=0, at_most=256, changes_result=False

@@ -55,9 +55,9 @@ class FalseNegatives:
     Args:
         examples: n pairs. Without `answer` and `article` (see `PairExample`), the passage is the answer and each pair is an
             article of its own.
-        rules: of config.FALSE_NEGATIVES. identical: the same passage text, or the same query text. normalised: the same `normalised_answer`.
-            contained: of the same article, and the question's answer is inside the passage or, where passages are answers,
-            the passage inside the answer. article: of the same article.
+        rules: of config.FALSE_NEGATIVES. identical: the same passage text, or the same query text. normalised: the same
+            `normalised_answer`. contained: of the same article, and the question's answer is inside the passage or, where
+            passages are answers, the passage inside the answer. article: of the same article.
     """
 
     def __init__(self, examples: Sequence["InputExample"], rules: Sequence[str] = ("identical",)):

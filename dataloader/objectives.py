@@ -18,6 +18,7 @@ inverse_cloze  a sentence of the context → the context without it (arXiv:1906.
 What each is worth is in docs/RESULTS.md. Imports without torch.
 """
 
+import itertools
 import random
 import re
 from collections.abc import Sequence
@@ -58,7 +59,7 @@ def _sentence_and_rest(text: str, seed: str) -> tuple[str, str] | None:
     edges = _sentence_edges(text)
     fitting = [
         (start, end)
-        for start, end in zip(edges, edges[1:], strict=False)
+        for start, end in itertools.pairwise(edges)
         if _SHORTEST_QUERY <= end - start <= _LONGEST_QUERY and end - start < len(text)
     ]
     if not fitting:

@@ -12,9 +12,9 @@ HEADS, WIDTH = 3, 4
 SCALING = WIDTH**-0.5
 
 
-def packed(lengths, row_multiple=1, group_cost=4):
+def packed(lengths, row_multiple=1, tile=0):
     tokens = torch.arange(sum(lengths))
-    return pack(tokens, torch.tensor(lengths), torch.device("cpu"), group_cost=group_cost, row_multiple=row_multiple)
+    return pack(tokens, torch.tensor(lengths), torch.device("cpu"), group_cost=4, row_multiple=row_multiple, tile=tile)
 
 
 def random_qkv(batch, kind=torch.float64):
@@ -35,10 +35,11 @@ def by_torch(qkv, batch):
 
 @pytest.mark.parametrize("at_once", [1, 10**6], ids=["a sequence at a time", "a group at once"])
 @pytest.mark.parametrize("row_multiple", [1, 32])
+@pytest.mark.parametrize("tile", [0, 8, 16, 64])
 @pytest.mark.parametrize("compute", [attention, attention_by_kernel], ids=["CPU", "GPU"])
-def test_output_and_gradient_are_those_of_each_sequence_alone(monkeypatch, compute, at_once, row_multiple):
+def test_output_and_gradient_are_those_of_each_sequence_alone(monkeypatch, compute, at_once, row_multiple, tile):
     monkeypatch.setattr(attention_module, "_SCORES_AT_ONCE", at_once)
-    batch = packed([5, 9, 2, 8, 5, 9, 1], row_multiple)
+    batch = packed([5, 9, 2, 8, 5, 9, 1], row_multiple, tile)
     qkv = random_qkv(batch)
     real = batch.real[:, None].double()
     direction = torch.randn(len(qkv), HEADS * WIDTH, dtype=torch.float64) * real  # nothing reads what padding gives
@@ -59,9 +60,10 @@ def test_padding_behind_the_groups_gives_and_gets_zero():
     assert output[:8].all()
 
 
+@pytest.mark.parametrize("tile", [0, 8])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_gradient_is_the_slope_of_the_output_with_its_dropout_masks(dropout):
-    batch = packed([3, 5, 4])
+def test_gradient_is_the_slope_of_the_output_with_its_dropout_masks(dropout, tile):
+    batch = packed([3, 5, 4], tile=tile)
 
     def with_fixed_masks(qkv):
         torch.manual_seed(7)
@@ -91,8 +93,9 @@ def test_short_sequences_of_16_bits_are_computed_in_float32(kind):
     torch.testing.assert_close(found, exact.to(kind), rtol=0, atol=0)
 
 
-def test_long_sequences_of_bf16_are_near_float32():
-    batch = packed([70, 80])
+@pytest.mark.parametrize("lengths", [[70, 80], [5, 30, 20, 40, 9]], ids=["long", "in tiles"])
+def test_long_rows_of_bf16_are_near_float32(lengths):
+    batch = packed(lengths, tile=64)
     found, gradients = [], []
     for kind in (torch.bfloat16, torch.float32):
         qkv = random_qkv(batch, torch.bfloat16).detach().to(kind).requires_grad_()

@@ -58,7 +58,7 @@ def test_the_probe_leaves_no_trace(make_trainer):
 
 def test_half_precision_and_checkpointing_keep_less(make_trainer):
     plain = make_trainer(gradient_checkpointing=False).step_memory()
-    half = make_trainer(gradient_checkpointing=False, precision="fp16").step_memory()
+    half = make_trainer(gradient_checkpointing=False, precision="bf16").step_memory()
     recomputed = make_trainer(gradient_checkpointing=True).step_memory()
     assert half.saved_per_token < plain.saved_per_token
     assert recomputed.saved_per_token == 2 * 32 * 4  # each of the two layers keeps its input, 32 float32 a token

@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from trainer import encoder as encoder_module
 from trainer.encoder import PackedEncoder, can_pack
 from trainer.lora import setup_lora_model
 from trainer.loss import contrastive_loss
-from trainer.packing import _group_borders, pack
+from trainer.packing import _group_borders, _tiles_by_length, pack
 
 TEXTS = ["짧다", "조금 더 긴 글이다", "이것은 세 번째 글이며 앞의 글보다 더 길다", "넷", "다섯 번째", "끝"]
 CPU = torch.device("cpu")
@@ -23,11 +25,12 @@ def trainable_gradients(model):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
+@pytest.mark.parametrize("tile", [0, 6, 16, 100], ids=["no tiles", "some tiles", "tiles", "one tile"])
 @pytest.mark.parametrize("group_cost", [0, 4, 10_000], ids=["no padding", "some groups", "one group"])
-def test_embeddings_equal_the_padded_ones(toy_model, group_cost):
+def test_embeddings_equal_the_padded_ones(toy_model, group_cost, tile):
     toy_model.double().eval()
     padded = toy_model(toy_model.tokenizer(TEXTS, padding=True, return_tensors="pt"))["sentence_embedding"]
-    packed = PackedEncoder(toy_model)(pack(*flat_tokens(toy_model, TEXTS), CPU, group_cost=group_cost))
+    packed = PackedEncoder(toy_model)(pack(*flat_tokens(toy_model, TEXTS), CPU, group_cost=group_cost, tile=tile))
     torch.testing.assert_close(packed, padded, rtol=0, atol=1e-12)
 
 
@@ -71,9 +74,10 @@ def test_gradients_equal_the_padded_ones_in_float64(
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-9, atol=1e-12)
 
 
-def test_every_token_stands_once_and_padding_is_marked():
+@pytest.mark.parametrize("tile", [0, 3, 4, 32])
+def test_every_token_stands_once_and_padding_is_marked(tile):
     tokens, lengths = torch.arange(100, 111), torch.tensor([5, 1, 3, 2])
-    batch = pack(tokens, lengths, CPU, group_cost=2)
+    batch = pack(tokens, lengths, CPU, group_cost=2, tile=tile)
     kept = batch.real.numpy()
     assert sorted(batch.input_ids[0].numpy()[kept]) == list(range(100, 111))
     starts = [0, 5, 6, 9]
@@ -93,11 +97,35 @@ def test_groups_by_hand():
     assert _group_borders(lengths, 0) == [(0, 2), (2, 3), (3, 4)]
     assert _group_borders(lengths, 3) == [(0, 3), (3, 4)]
     assert _group_borders(lengths, 16) == [(0, 4)]
+    assert _group_borders(lengths[:0], 16) == []
+
+
+def test_tiles_by_hand():
+    # Into tiles of 8: 6, then 5, then 3 beside 5, which leaves no room, then 2 beside 6, and 1 in a tile of its own. 9 is
+    # too long.
+    tokens, lengths = torch.arange(26), torch.tensor([1, 3, 9, 5, 2, 6])
+    short, long = pack(tokens, lengths, CPU, tile=8).groups
+    assert (short.start, short.size, short.length) == (0, 3, 8) and (long.start, long.size, long.length) == (24, 1, 9)
+    batch = pack(tokens, lengths, CPU, tile=8)
+    rows = torch.where(batch.real, batch.sequence, -1)[:24].view(3, 8).tolist()
+    assert rows == [[5] * 6 + [4] * 2, [3] * 5 + [1] * 3, [0] + [-1] * 7]
+    assert short.mask[:, 0].sum(dim=(1, 2)).tolist() == [36 + 4, 25 + 9, 1 + 49] and long.mask is None
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(0, 40))
+def test_tiles_hold_every_sequence_once_and_at_most_one_is_half_empty(sizes, tile):
+    groups = _tiles_by_length(np.array(sizes), tile, group_cost=8)
+    assert sorted(number for tiles, _ in groups for members in tiles for number in members) == list(range(len(sizes)))
+    for tiles, length in groups:
+        filled = [sum(sizes[number] for number in members) for members in tiles]
+        assert max(filled) <= length
+        if length <= tile:
+            assert sum(2 * tokens <= length for tokens in filled) <= 1
 
 
 def test_one_sequence_and_equal_lengths_need_no_mask(toy_model):
     for texts in (["하나"], ["가나", "다라", "마바"]):
-        batch = pack(*flat_tokens(toy_model, texts), CPU)
+        batch = pack(*flat_tokens(toy_model, texts), CPU, tile=0 if len(texts) > 1 else 32)
         assert [group.mask for group in batch.groups] == [None]
 
 

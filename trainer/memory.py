@@ -69,6 +69,7 @@ def measure_step_memory(
     length: int,
     checkpointing: bool,
     copies: Callable[[], Sequence[Tensor]] = list,
+    sequences: int = 1,
 ) -> StepMemory:
     """Measure what a step of this encoder keeps.
 
@@ -79,14 +80,16 @@ def measure_step_memory(
         checkpointing: whether the run recomputes activations: then each layer keeps its input only, and the backward pass
             holds one layer's activations at a time.
         copies: → the frozen weights that are held beside the encoder's own, once it has embedded.
+        sequences: to measure with; short ones share a tile, and what a tile takes is known from full ones only.
     """
     embed(1, length)
     held = copies()
     weights = [*encoder.parameters(), *held]
-    small, large = (_saved_bytes(weights, functools.partial(embed, count, length)) for count in (1, 3))
-    per_token = (large - small) / (2 * length)
+    small, large = (_saved_bytes(weights, functools.partial(embed, count, length)) for count in (sequences, 3 * sequences))
+    tokens = sequences * length
+    per_token = (large - small) / (2 * tokens)
     layers, width = encoder.config.num_hidden_layers, encoder.config.hidden_size
-    fixed = small - per_token * length
+    fixed = small - per_token * tokens
     workspace = BACKWARD_ARRAYS * encoder.config.intermediate_size * 4
     if checkpointing:
         workspace += per_token / layers

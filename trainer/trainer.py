@@ -36,7 +36,7 @@ from trainer.lora import (
 from trainer.loss import at_least_float32, contrastive_loss
 from trainer.memory import GIGABYTE, StepMemory, available_bytes, measure_step_memory
 from trainer.monitor import GradientRecorder, LossMean, Monitor, NullMonitor, TensorBoardMonitor
-from trainer.packing import ROW_MULTIPLE_16_BITS, pack
+from trainer.packing import ROW_MULTIPLE_16_BITS, TILE_16_BITS, pack
 from trainer.resume import BatchStream, Checkpoint, data_fingerprint, find_checkpoint, how_to_resume, write_checkpoint
 from trainer.schedule import linear_warmup_and_decay, warmup_within
 from trainer.selection import selection_score
@@ -331,8 +331,8 @@ class EmbeddingTrainer:
         """Embeddings (n, D) of the chosen sequences of the batch."""
         with self._autocast():
             if self._packed_encoder is not None:
-                row_multiple = 1 if self.precision == "fp32" else ROW_MULTIPLE_16_BITS
-                batch = pack(tokens, lengths, self.device, chosen, row_multiple=row_multiple)
+                shape = {} if self.precision == "fp32" else {"row_multiple": ROW_MULTIPLE_16_BITS, "tile": TILE_16_BITS}
+                batch = pack(tokens, lengths, self.device, chosen, **shape)
                 self._tokens_tried = batch.input_ids.shape[1]
                 return at_least_float32(self._packed_encoder(batch))
             rows = tokens.long().split(lengths.tolist())
@@ -407,7 +407,9 @@ class EmbeddingTrainer:
             encoder.activation_checkpointing_disable()
             try:
                 copies = self._packed_encoder.copies if self._packed_encoder is not None else list
-                return measure_step_memory(encoder, embed, self.config.max_seq_length, was_checkpointing, copies)
+                length = self.config.max_seq_length
+                in_a_tile = max(1, TILE_16_BITS // length)
+                return measure_step_memory(encoder, embed, length, was_checkpointing, copies, in_a_tile)
             finally:
                 if was_checkpointing:
                     enable_checkpointing(encoder)
