@@ -1,8 +1,10 @@
 """Korean help pages → a retrieval set in BEIR's layout: which section stands under which heading?
 
     apt-get download libreoffice-help-ko && dpkg -x libreoffice-help-ko_*.deb FOLDER          # a package of Debian's
-    python benchmarks/help_pages.py FOLDER/usr/share/libreoffice/help/ko --out help_libreoffice
-    python evaluate.py MODEL --data help_libreoffice --split test
+    cd FOLDER/usr/share/libreoffice/help/ko/text
+    python …/benchmarks/help_pages.py scalc simpress sdraw smath --out help_validation             # to choose settings by
+    python …/benchmarks/help_pages.py swriter shared sbasic schart sdatabase --out help_held_out   # looked at afterwards
+    python evaluate.py MODEL --data help_held_out --split test
 
 Another kind of text than Wikipedia, and another kind of query than a question: what a model that was trained on KorQuAD has
 lost shows here. A query is a heading with at least --least Hangul syllables, a document the text under it, without the
@@ -42,13 +44,13 @@ def _hangul(text: str) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="help pages as .html")
+    parser.add_argument("folders", type=Path, nargs="+", help="help pages as .html")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--least", type=int, default=4, help="Hangul syllables of a heading")
     parser.add_argument("--characters", type=int, default=380, help="of a section; the rest is left out")
     options = parser.parse_args()
     texts: dict[str, set[str]] = {}  # heading → sections
-    for file in sorted(options.folder.rglob("*.html")):
+    for file in sorted(file for folder in options.folders for file in folder.rglob("*.html")):
         for heading, text in sections(file.read_text(encoding="utf-8", errors="replace")):
             text = text[: options.characters]
             if len(text) < _LEAST_TEXT or _hangul(text) < _LEAST_KOREAN * len(text):
