@@ -4,9 +4,10 @@
 
     python benchmarks/quality.py --data KorQuAD_v1.0_dev.json --rows answers --val_split 0.25     # on validation articles
 
-A row is a name and settings in benchmarks/quality_rows.yaml. Each run is `python train.py` with these, in a process and an
-output folder of its own; it prints one JSON line, and at the end come the rows of the table, means over the seeds. Seconds
-are those of the optimiser's steps, without loading and evaluation; those of two rows compare only where nothing else ran.
+A row is a name and settings in benchmarks/quality_rows.yaml. Each run is `python train.py` with these (of a row with a
+variant, `python benchmarks/variants.py VARIANT`), in a process and an output folder of its own; it prints one JSON line, and
+at the end come the rows of the table, means over the seeds. Seconds are those of the optimiser's steps, without loading and
+evaluation; those of two rows compare only where nothing else ran.
 """
 
 from __future__ import annotations
@@ -31,12 +32,14 @@ TASKS = ("answers", "paragraphs")
 def run(name: str, settings: dict[str, Any], data: str, split: list[str], seed: int, keep: str = "") -> dict[str, Any]:
     """One training run; its held-out means and intervals and its seconds. The model stays in `keep`/name-seed, if given."""
     with contextlib.nullcontext(f"{keep}/{name}-{seed}") if keep else tempfile.TemporaryDirectory() as folder:
-        options = [f"--{key}={_text(value)}" for key, value in settings.items()]
+        variant = settings.get("variant")
+        script = ["benchmarks/variants.py", variant] if variant else ["train.py"]
+        options = [f"--{key}={_text(value)}" for key, value in settings.items() if key != "variant"]
         places = [f"--dataset_root={data}", f"--output_dir={folder}/model", "--log_dir="]
         command = [*split, *options, f"--seed={seed}"]
-        subprocess.run([sys.executable, "train.py", *command, *places], cwd=REPOSITORY, check=True, stdout=sys.stderr)
+        subprocess.run([sys.executable, *script, *command, *places], cwd=REPOSITORY, check=True, stdout=sys.stderr)
         metrics = json.loads(Path(folder, "model", "metrics.json").read_text(encoding="utf-8"))
-    result: dict[str, Any] = {"row": name, "seed": seed, "commit": _commit(), "command": "train.py " + " ".join(command)}
+    result: dict[str, Any] = {"row": name, "seed": seed, "commit": _commit(), "command": " ".join([*script, *command])}
     result["seconds"] = metrics["optimiser_seconds"]
     result["validation"] = {task: metrics["validation"].get(f"{task}_mrr@10") for task in TASKS}
     result["adapter_scale"] = metrics["validation"].get("adapter_scale", 1.0)

@@ -1,10 +1,15 @@
 """The rows that benchmarks/quality.py trains: their settings exist, and its table is the mean over seeds."""
 
+import sys
+
 import pytest
 import yaml
 
-from benchmarks import quality
+import train
+from benchmarks import quality, variants
 from config import TrainingConfig, read_recipe
+from dataloader.examples import PairExample
+from trainer import EmbeddingTrainer
 
 ROWS = yaml.safe_load(quality.ROWS_FILE.read_text(encoding="utf-8"))
 
@@ -12,8 +17,9 @@ ROWS = yaml.safe_load(quality.ROWS_FILE.read_text(encoding="utf-8"))
 @pytest.mark.parametrize("name", ROWS)
 def test_a_row_has_settings_that_exist(name):
     settings = dict(ROWS[name])
-    recipe = settings.pop("recipe", None)
-    assert TrainingConfig(**(read_recipe(quality.REPOSITORY / recipe) if recipe else settings))
+    recipe, variant = settings.pop("recipe", None), settings.pop("variant", None)
+    assert TrainingConfig(**(read_recipe(quality.REPOSITORY / recipe) if recipe else {}) | settings)
+    assert variant is None or variant in [*variants.LOSSES, *variants.EXAMPLES]
     assert all(isinstance(quality._text(value), str) for value in settings.values())
 
 
@@ -26,3 +32,68 @@ def test_a_line_of_the_table_by_hand():
     assert quality.table_row(runs) == (
         "| x | 2 | 0.250 [0.150, 0.350]; seeds 0.200–0.300 | 0.800 [0.700, 0.900]; seeds 0.800–0.800 | 15 |"
     )
+
+
+OBJECTIVES = {"gaps": "sentence", "titles": "sentence", "keyword_windows": "window", "neighbours": "inverse_cloze"}
+
+
+@pytest.mark.parametrize("name", [*variants.LOSSES, *variants.EXAMPLES])
+def test_a_variant_trains(name, toy_model_dir, tmp_path, monkeypatch):
+    seen = []
+    step = EmbeddingTrainer._training_step
+    monkeypatch.setattr(train, "prepare_training_data", train.prepare_training_data)  # put back afterwards, as these are:
+    for method in ("_backward_in_pieces", "_compute_contrastive_loss"):
+        monkeypatch.setattr(EmbeddingTrainer, method, getattr(EmbeddingTrainer, method))
+    monkeypatch.setattr(EmbeddingTrainer, "_training_step", lambda *args: seen.append(step(*args)) or seen[-1])
+    settings = {
+        "model_name": toy_model_dir,
+        "dataset_root": quality.REPOSITORY / "data" / "sample",
+        "output_dir": tmp_path / "m",
+    }
+    settings |= {
+        "log_dir": "",
+        "train_split": 0.97,
+        "max_samples": 16,
+        "max_seq_length": 32,
+        "num_workers": 0,
+        "num_epochs": 1,
+    }
+    settings |= {
+        "batch_size": 8,
+        "objective": f"answer,context,{OBJECTIVES.get(name, 'window')}",
+        "article_group": "answer=8",
+    }
+    monkeypatch.setattr(sys, "argv", ["variants.py", name, *(f"--{key}={value}" for key, value in settings.items())])
+    assert variants.main() == 0
+    assert seen and all(loss.isfinite() for loss in seen)
+
+
+def example(kind, query, passage, answer="세종", guid="1"):
+    return PairExample(guid, ["query: " + query, "passage: " + passage], kind, answer, 0)
+
+
+def test_the_examples_of_variants_by_hand():
+    sentence, window = "한글은 세종이 만들었다.", "옛날이다. 한글은 세종이 만들었다. 끝이다."
+
+    def texts(changed):
+        return [tuple(one.texts) for one in changed]
+
+    assert texts(variants.gaps([example("sentence", "누가?", sentence)])) == [
+        ("query: 한글은 이 만들었다.", "passage: 세종")
+    ]
+    assert variants.gaps([example("sentence", "누가?", "세종이 있다.")]) == []  # too little is left to ask with
+    assert texts(variants.keyword_windows([example("window", "누가?", window)])) == [("query: 세종", "passage: " + window)]
+    articles = {"articles": [{"title": "훈민_정음"}]}
+    assert texts(variants.titles([example("sentence", "누가?", sentence)], articles, None)) == [
+        ("query: 누가?", "passage: 훈민 정음")
+    ]
+    context = example("context", "누가?", "하나다. 둘이다. 셋이다. 넷이다. 다섯이다. 여섯이다. 일곱이다.")
+    cloze = example("inverse_cloze", "넷이다.", "하나다. 둘이다. 셋이다. 다섯이다. 여섯이다. 일곱이다.")
+    assert texts(variants.neighbours([context, cloze]))[1] == (
+        "query: 넷이다.",
+        "passage: 둘이다. 셋이다.  다섯이다. 여섯이다.",
+    )
+    long = example("answer", "가 나 다 라 마 바 사 아 자 차", "세종")
+    copies = variants.words_left_out([long, context])
+    assert len(copies) == 5 and len({one.texts[0] for one in copies[:4]}) > 1
+    assert all(set(one.texts[0].split()) <= set(long.texts[0].split()) for one in copies[:4])

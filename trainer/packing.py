@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 # What one more group costs, counted in tokens of padding: its own attention calls in every layer. Measured on two cores at
-# batch 16: 4 and 8 are fastest, 64 a fifth slower.
+# batch 16, without tiles: 4 and 8 are fastest, 64 a fifth slower.
 GROUP_COST = 8
 # In 16 bits on a CPU, oneDNN builds each matrix product anew for each number of rows: 30 ms a step, where the products
 # themselves take 60. With N a multiple of 32 a run has few numbers of rows.
 ROW_MULTIPLE_16_BITS = 32
 # Length of a tile of short sequences. A batch of 16 questions and answers is 2 groups then, not 7, with as much padding, and
-# its attention takes a fifth to a third less time; 16 bits have their own length, from which on their products are fast.
+# its attention takes a quarter to a third less time; 16 bits have their own length, from which on their products are fast.
 TILE = 32
 TILE_16_BITS = 64
 

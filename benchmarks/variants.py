@@ -1,0 +1,199 @@
+"""What was tried and not kept: rows of quality_rows.yaml that are no settings of train.py.
+
+    python benchmarks/quality.py --data KorQuAD_v1.0_dev.json --rows "both directions"
+    python benchmarks/variants.py both_directions --recipe recipes/recommended.yaml …       # train.py's options
+
+A variant changes the training examples or the loss, and then runs `train.py` as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import train
+from config import PASSAGE_PREFIX, QUERY_PREFIX, TrainingConfig
+from dataloader import load_cached_dataset, prepare_training_data, window_size
+from dataloader.examples import PairExample
+from dataloader.objectives import sentences_around
+from trainer import EmbeddingTrainer
+from trainer.base_model import load_base_model, resolve_base_model
+from trainer.lora import adapters_off
+from trainer.loss import contrastive_loss
+
+Examples = list[PairExample]
+PENALTY = 0.3  # weight of the divergence from the base's similarities
+GROUP = 8  # a question and its hard negatives
+LEFT_OUT = 0.15  # of a question's words
+
+
+# --- the loss -----------------------------------------------------------------------------------------------
+
+
+def both_directions() -> None:
+    """The mean of question → passage and passage → question."""
+
+    def loss(self: Any, queries: torch.Tensor, passages: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        back = contrastive_loss(passages, queries, self.config.scale, None if mask is None else mask.T)
+        return (contrastive_loss(queries, passages, self.config.scale, mask) + back) / 2
+
+    EmbeddingTrainer._compute_contrastive_loss = loss  # type: ignore[method-assign]
+
+
+def penalty() -> None:
+    """PENALTY times the divergence (KL) of a batch's similarities from those of the base."""
+    backward = EmbeddingTrainer._backward_in_pieces
+
+    def backward_with_base(self: Any, features: Any, *more: Any) -> torch.Tensor:
+        with torch.no_grad(), adapters_off(self.model):
+            embeddings = self._embed(features["tokens"], features["lengths"], np.arange(len(features["lengths"])))
+        pairs = len(features["mask"])
+        self._base_scores = embeddings[:pairs] @ embeddings[pairs:][features["passage_of"]].T * self.config.scale
+        return backward(self, features, *more)
+
+    def loss(self: Any, queries: torch.Tensor, passages: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        scores = F.normalize(queries, dim=-1) @ F.normalize(passages, dim=-1).T * self.config.scale
+        base = self._base_scores.log_softmax(1)
+        divergence = F.kl_div(scores.log_softmax(1), base, log_target=True, reduction="batchmean")
+        return contrastive_loss(queries, passages, self.config.scale, mask) + PENALTY * divergence
+
+    EmbeddingTrainer._backward_in_pieces = backward_with_base  # type: ignore[method-assign]
+    EmbeddingTrainer._compute_contrastive_loss = loss  # type: ignore[method-assign]
+
+
+# --- the examples -------------------------------------------------------------------------------------------
+
+
+def gaps(examples: Examples, *_: Any) -> Examples:
+    """The sentence around an answer, without the answer, as a query → the answer (in place of the kind sentence)."""
+    kept = []
+    for example in examples:
+        if example.kind == "sentence":
+            sentence = example.texts[1].removeprefix(PASSAGE_PREFIX).replace(example.answer, " ", 1)
+            if len(sentence.strip()) < 10:
+                continue
+            example.texts = [QUERY_PREFIX + " ".join(sentence.split()), PASSAGE_PREFIX + example.answer]
+        kept.append(example)
+    return kept
+
+
+def titles(examples: Examples, dataset: dict[str, Any], _: TrainingConfig) -> Examples:
+    """A question → the title of its article (in place of the kind sentence)."""
+    for example in examples:
+        if example.kind == "sentence":
+            title = dataset["articles"][example.article]["title"].replace("_", " ")
+            example.texts = [example.texts[0], PASSAGE_PREFIX + title]
+    return examples
+
+
+def keyword_windows(examples: Examples, *_: Any) -> Examples:
+    """An answer → the window around it (in place of the kind window)."""
+    for example in examples:
+        if example.kind == "window":
+            example.texts = [QUERY_PREFIX + example.answer, example.texts[1]]
+    return examples
+
+
+def neighbours(examples: Examples, *_: Any) -> Examples:
+    """A sentence → the two on either side of it (in place of the kind inverse_cloze)."""
+    contexts = {example.guid: example.texts[1] for example in examples if example.kind == "context"}
+    for example in examples:
+        if example.kind == "inverse_cloze":
+            sentence = example.texts[0].removeprefix(QUERY_PREFIX)
+            text = contexts[example.guid].removeprefix(PASSAGE_PREFIX)
+            start = text.index(sentence)
+            first, last = sentences_around(text, start, start + len(sentence), neighbours=2)
+            example.texts = [example.texts[0], PASSAGE_PREFIX + text[first:last].replace(sentence, "", 1).strip()]
+    return examples
+
+
+def words_left_out(examples: Examples, *_: Any) -> Examples:
+    """Four copies of each question → answer, each word of the question left out with probability LEFT_OUT."""
+    draw = random.Random(0)
+    changed = []
+    for example in examples:
+        for _copy in range(4 if example.kind == "answer" else 1):
+            other = copy.copy(example)
+            if example.kind == "answer":
+                words = example.texts[0].removeprefix(QUERY_PREFIX).split()
+                kept = [word for word in words if draw.random() > LEFT_OUT] or words
+                other.texts = [QUERY_PREFIX + " ".join(kept), example.texts[1]]
+            changed.append(other)
+    return changed
+
+
+def sample_too(examples: Examples, dataset: dict[str, Any], config: TrainingConfig) -> Examples:
+    """The questions of the embedded sample beside the dataset's."""
+    settings = {"dataset_root": str(REPOSITORY / "data" / "sample"), "train_split": 0.999, "val_split": 0}
+    other = TrainingConfig(**config.to_dict() | settings)
+    sample = load_cached_dataset(other.dataset_root, other.num_workers, verbose=False, window=window_size(other))
+    more, _ = prepare_training_data(sample, other)
+    for example in more:
+        example.article += len(dataset["articles"])
+    return [*examples, *more]
+
+
+def hard_negatives(examples: Examples, _: dict[str, Any], config: TrainingConfig) -> Examples:
+    """Groups of a question and those whose answers the base finds likeliest for it, none above the right one.
+
+    They become articles of their own, which `article_group` then keeps together.
+    """
+    source = resolve_base_model(config.model_name, max_seq_length=config.max_seq_length)
+    base = load_base_model(source, config.max_seq_length, device="cpu")
+    chosen = [example for example in examples if example.kind == "answer"]
+    queries, passages = (
+        base.encode([example.texts[side] for example in chosen], convert_to_tensor=True, normalize_embeddings=True)
+        for side in (0, 1)
+    )
+    scores = queries @ passages.T
+    free = torch.ones(len(chosen), dtype=torch.bool)
+    for group, number in enumerate(torch.randperm(len(chosen), generator=torch.Generator().manual_seed(0)).tolist()):
+        if not free[number]:
+            continue
+        likely = scores[number].masked_fill(~free | (scores[number] > scores[number, number]), -torch.inf)
+        likely[number] = torch.inf
+        members = [place for place in likely.topk(min(GROUP, len(chosen))).indices.tolist() if likely[place] > -torch.inf]
+        for place in members:
+            chosen[place].article = -1 - group
+        free[members] = False
+    return examples
+
+
+LOSSES: dict[str, Callable[[], None]] = {"both_directions": both_directions, "penalty": penalty}
+EXAMPLES: dict[str, Callable[..., Examples]] = {
+    change.__name__: change
+    for change in (gaps, titles, keyword_windows, neighbours, words_left_out, sample_too, hard_negatives)
+}
+
+
+def main() -> int:
+    names = [*LOSSES, *EXAMPLES]
+    if len(sys.argv) < 2 or sys.argv[1] not in names:
+        print(f"usage: python benchmarks/variants.py {{{','.join(names)}}} [options of train.py]", file=sys.stderr)
+        return 2
+    name = sys.argv[1]
+    if name in LOSSES:
+        LOSSES[name]()
+    else:
+
+        def prepare(dataset: dict[str, Any], config: TrainingConfig) -> tuple[Any, Any]:
+            examples, validation = prepare_training_data(dataset, config)
+            return EXAMPLES[name](examples, dataset, config), validation
+
+        train.prepare_training_data = prepare  # type: ignore[assignment]
+    return train.main(sys.argv[2:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
