@@ -404,7 +404,7 @@ class E5KorQuADInference(ToolEmbeddings):
             return encode_many(value)
         try:
             array = np.asarray(value, np.float32)
-        except (TypeError, ValueError, RuntimeError) as error:
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise InferenceError(f"{name} must be a text, a list of texts or embeddings: {error}.") from None
         if array.ndim not in (1, 2) or not array.shape[-1]:
             raise InferenceError(f"{name} must be of shape (D,) or (N, D), not {array.shape}.")

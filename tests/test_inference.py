@@ -193,6 +193,7 @@ def test_rounding_takes_no_similarity_beyond_one(engine: E5KorQuADInference) -> 
         (np.ones((1, 1, 2)), [1, 2], r"a must be of shape \(D,\) or \(N, D\), not \(1, 1, 2\)"),
         (1.5, [1, 2], r"a must be of shape \(D,\)"),
         (["수도는?", 3], "서울", "a must be a text, a list of texts or embeddings"),
+        ([10**400, 1], "서울", "a must be a text, a list of texts or embeddings: int too large"),
         (None, "서울", "a must be"),
         ("수도는?", "  ", "The passage is empty"),
         (["수도는?", ""], "서울", r"queries\[1\] is empty"),
