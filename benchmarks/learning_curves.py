@@ -2,7 +2,7 @@
 
     python benchmarks/learning_curves.py --data KorQuAD_v1.0_dev.json --out docs/images/curves.png
 
-Each run is `python train.py` with an evaluation every `--every` of it; the curves are what it wrote for TensorBoard.
+Each run is that of quality.py with an evaluation every `--every` of it; the curves are what it wrote for TensorBoard.
 Prints one JSON line a row: [step, answers MRR@10, paragraphs MRR@10] of each evaluation.
 """
 
@@ -20,18 +20,17 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import yaml
-from quality import REPOSITORY, ROWS_FILE, TASKS, _text
+from quality import REPOSITORY, ROWS_FILE, TASKS, command_of
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
 def curve(settings: dict, every: int, options: argparse.Namespace) -> list[tuple[int, float, float]]:
     """Train a row; (step, answers, paragraphs) of each evaluation."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [f"--{key}={_text(value)}" for key, value in settings.items()]
         split = [f"--train_split={options.train_split}", f"--split_seed={options.split_seed}"]
         split += [f"--val_split={options.val_split}", f"--eval_steps={every}", f"--dataset_root={options.data}"]
         places = [f"--output_dir={folder}/model", f"--log_dir={folder}/logs", "--log_gradients=false"]
-        command = [sys.executable, "train.py", *command, *split, *places, "--eval_samples=0"]
+        command = [sys.executable, *command_of(settings), *split, *places, "--eval_samples=0"]
         subprocess.run(command, cwd=REPOSITORY, check=True, stdout=sys.stderr)
         (run,) = Path(folder, "logs").iterdir()
         events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()

@@ -32,14 +32,11 @@ TASKS = ("answers", "paragraphs")
 def run(name: str, settings: dict[str, Any], data: str, split: list[str], seed: int, keep: str = "") -> dict[str, Any]:
     """One training run; its held-out means and intervals and its seconds. The model stays in `keep`/name-seed, if given."""
     with contextlib.nullcontext(f"{keep}/{name}-{seed}") if keep else tempfile.TemporaryDirectory() as folder:
-        variant = settings.get("variant")
-        script = ["benchmarks/variants.py", variant] if variant else ["train.py"]
-        options = [f"--{key}={_text(value)}" for key, value in settings.items() if key != "variant"]
         places = [f"--dataset_root={data}", f"--output_dir={folder}/model", "--log_dir="]
-        command = [*split, *options, f"--seed={seed}"]
-        subprocess.run([sys.executable, *script, *command, *places], cwd=REPOSITORY, check=True, stdout=sys.stderr)
+        command = [*command_of(settings), *split, f"--seed={seed}"]
+        subprocess.run([sys.executable, *command, *places], cwd=REPOSITORY, check=True, stdout=sys.stderr)
         metrics = json.loads(Path(folder, "model", "metrics.json").read_text(encoding="utf-8"))
-    result: dict[str, Any] = {"row": name, "seed": seed, "commit": _commit(), "command": " ".join([*script, *command])}
+    result: dict[str, Any] = {"row": name, "seed": seed, "commit": _commit(), "command": " ".join(command)}
     result["seconds"] = metrics["optimiser_seconds"]
     result["validation"] = {task: metrics["validation"].get(f"{task}_mrr@10") for task in TASKS}
     result["adapter_scale"] = metrics["validation"].get("adapter_scale", 1.0)
@@ -49,6 +46,13 @@ def run(name: str, settings: dict[str, Any], data: str, split: list[str], seed: 
             result[f"{task}_{label}"] = found["models"][label]["mrr@10"]
         result[f"{task}_interval"] = found["intervals"]["tuned"]["mrr@10"]
     return result
+
+
+def command_of(settings: dict[str, Any]) -> list[str]:
+    """The script that trains a row, and the row's settings as its options."""
+    variant = settings.get("variant")
+    options = [f"--{key}={_text(value)}" for key, value in settings.items() if key != "variant"]
+    return [*(["benchmarks/variants.py", variant] if variant else ["train.py"]), *options]
 
 
 def table_row(runs: list[dict[str, Any]]) -> str:

@@ -36,6 +36,7 @@ from trainer.attention import attention_by_kernel
 from trainer.encoder import PackedEncoder
 from trainer.packing import pack
 
+CPU = torch.device("cpu")
 ONE_GROUP = 10**9  # a group costs more than any padding: all sequences go into one
 Layout = Callable[[np.ndarray, int], list[np.ndarray]]  # lengths (S,), pairs → places that are embedded together
 
@@ -65,7 +66,7 @@ class Form(Ours):
         pieces = self._layout(lengths.numpy(), self.trainer.config.batch_size)
         embed = self.trainer._packed_encoder
         assert embed is not None
-        embedded = torch.cat([embed(pack(tokens, lengths, torch.device("cpu"), piece, ONE_GROUP)) for piece in pieces])
+        embedded = torch.cat([embed(pack(tokens, lengths, CPU, piece, ONE_GROUP, tile=0)) for piece in pieces])
         places = np.argsort(np.concatenate(pieces))  # of each sequence in `embedded`
         return embedded[torch.from_numpy(places[chosen])]
 

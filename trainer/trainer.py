@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import operator
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -347,12 +348,7 @@ class EmbeddingTrainer:
         if not isinstance(batch, list):
             return batch
         queries, passages = ([example.texts[side] for example in batch] for side in (0, 1))
-        same = torch.tensor(
-            [
-                [a == b or q == r for b, r in zip(passages, queries, strict=True)]
-                for a, q in zip(passages, queries, strict=True)
-            ]
-        )
+        same = torch.tensor([[any(map(operator.eq, a.texts, b.texts)) for b in batch] for a in batch])
         rows = self.model.tokenizer(queries + passages, truncation=True, max_length=self.model.max_seq_length)["input_ids"]
         return {
             "tokens": torch.tensor([token for row in rows for token in row], dtype=torch.int32),
