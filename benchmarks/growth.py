@@ -24,7 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from train_speed import Ours, clock
+from train_speed import Ours, add_device_options, clock, device_name, use_device_options
 from transformers.utils import logging as transformers_logging
 
 from config import SAMPLE_DATASET_ROOT, TrainingConfig
@@ -44,18 +44,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="blocks of each batch size, after one that warms up")
     parser.add_argument("--steps", type=int, default=12, help="steps of 16 pairs in each size of data")
     parser.add_argument("--model_name", default=TrainingConfig.model_name)
+    add_device_options(parser)
     options = parser.parse_args()
+    use_device_options(options)
     logging.disable(logging.WARNING)
     transformers_logging.disable_progress_bar()
 
     settings = {"model_name": options.model_name, "gradient_checkpointing": False, "log_dir": "", "num_workers": 0}
-    config = TrainingConfig(dataset_root=options.dataset_root, device="cpu", **settings)
+    config = TrainingConfig(dataset_root=options.dataset_root, device=options.device, **settings)
     window = window_size(config)
     dataset = load_entire_dataset(config.dataset_root, num_workers=0, verbose=False, fields="windows", window=window)
     print(
         json.dumps(
             {
                 "benchmark": "growth",
+                "device": device_name(options.device),
                 "threads": torch.get_num_threads(),
                 "batch": by_batch_size(dataset, config, options.batch_sizes, options.block, options.rounds),
                 "pairs": {str(count): with_pairs(dataset, config, count, options.steps) for count in options.pairs},

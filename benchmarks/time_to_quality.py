@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from sentence_transformers import InputExample
-from train_speed import Ours, Peer, clock
+from train_speed import Ours, Peer, add_device_options, clock, device_name, use_device_options
 from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
 
@@ -40,12 +40,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset_root", default=str(SAMPLE_DATASET_ROOT))
     parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the peer and of ours")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the peer and of ours")
     parser.add_argument("--turns", type=int, default=10, help="parts of the epoch; ours is measured after each")
     parser.add_argument("--max_samples", type=int, default=0, help="train on at most this many pairs; 0 = all")
     parser.add_argument("--eval_samples", type=int, default=1000, help="held-out questions asked; 0 = all")
     parser.add_argument("--model_name", default=TrainingConfig.model_name)
+    add_device_options(parser)
     options = parser.parse_args()
+    use_device_options(options)
     logging.disable(logging.WARNING)
     transformers_logging.disable_progress_bar()
 
@@ -57,7 +59,7 @@ def main() -> None:
         "max_samples": options.max_samples,
         "gradient_checkpointing": False,
         "log_dir": "",
-        "device": "cpu",
+        "device": options.device,
         "overwrite": True,
     }
     same = TrainingConfig(**shared, batch_size=options.batch_size, precision=options.precision)
@@ -75,6 +77,7 @@ def main() -> None:
     target = score(peer.model, evaluator)
     result: dict[str, Any] = {
         "benchmark": "time_to_quality",
+        "device": device_name(options.device),
         "threads": torch.get_num_threads(),
         "pairs": len(examples),
         "held_out_questions": len(evaluator.query_texts),

@@ -1,13 +1,14 @@
 """Training speed beside sentence-transformers' own trainer, on the same work in one run.
 
     python benchmarks/train_speed.py --dataset_root KorQuAD_v1.0_dev.json --batch_sizes 16 64
+    python benchmarks/train_speed.py --device cuda --precision fp16 --turing_attention    # as on an RTX 2080
 
 Model, adapter, pairs, batches, threads, precision, dropout and checkpointing are the same on both sides. Blocks of steps
-alternate, so that a machine whose speed drifts slows both. Prints one JSON line: pairs a second of each side, their ratio by
-batch size, real and padded tokens of a step, and how near ours comes to the time of the bare float32 matrix products
-(`floor_share` is our time over the floor's). `no_encoder_dropout` is ours with the encoder's own dropout off, against the
-peer with it on. With one thread (OMP_NUM_THREADS=1) seconds are those of the process's CPU, here and in the benchmarks that
-stand on this one: where other work shares the machine.
+alternate, so that a machine whose speed drifts slows both. Prints one JSON line: pairs a second of each side, their ratio
+by batch size, real and padded tokens of a step, and how near ours comes to the time of the bare matrix products, in float32
+on a CPU and in the precision's own format on a GPU (`floor_share` is our time over the floor's). `no_encoder_dropout` is
+ours with the encoder's own dropout off, against the peer with it on. With one thread (OMP_NUM_THREADS=1) seconds are those
+of the process's CPU, here and in the benchmarks that stand on this one: where other work shares the machine.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from dataloader import build_dataloader, load_entire_dataset, prepare_training_d
 from trainer import EmbeddingTrainer, setup_lora_model
 from trainer.base_model import load_base_model
 from trainer.dropout import FastDropout, SharedDropout
+from trainer.trainer import AUTOCAST_TYPES
 
 ENCODER_PARAMETERS = 12 * (4 * 384 * 384 + 2 * 384 * 1536)  # of the matrices that every token passes: 21.2 million
 
@@ -49,16 +51,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="steps of a block")
     parser.add_argument("--rounds", type=int, default=3, help="blocks of each side")
     parser.add_argument("--encoder_dropout", type=float, default=0.1)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of both sides")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of both sides")
+    parser.add_argument("--checkpointing", action="store_true", help="on both sides")
+    add_device_options(parser)
     options = parser.parse_args()
+    use_device_options(options)
     logging.disable(logging.WARNING)
     transformers_logging.disable_progress_bar()
 
     config = TrainingConfig(
         dataset_root=options.dataset_root,
-        gradient_checkpointing=False,
+        gradient_checkpointing=options.checkpointing,
         encoder_dropout=options.encoder_dropout,
         precision=options.precision,
+        device=options.device,
         log_dir="",
         num_workers=0,
     )
@@ -68,8 +74,10 @@ def main() -> None:
         json.dumps(
             {
                 "benchmark": "train_speed",
+                "device": device_name(options.device),
                 "threads": torch.get_num_threads(),
                 "precision": config.precision,
+                "checkpointing": config.gradient_checkpointing,
                 "batch_size": results,
             }
         )
@@ -91,7 +99,7 @@ def compare(
             elapsed = block() / steps
             if round_number:  # the first warms up
                 seconds[name].append(elapsed)
-        rates.append(matrix_rate(ours.real_tokens))
+        rates.append(matrix_rate(ours.real_tokens, config))
     step = {name: statistics.median(values) for name, values in seconds.items()}
     floor = 4 * ENCODER_PARAMETERS * ours.real_tokens / statistics.median(rates)
     return {
@@ -108,8 +116,32 @@ def compare(
     }
 
 
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """--device, and --turing_attention for a newer GPU that is to take the kernels of an older one."""
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--turing_attention", action="store_true", help="no attention kernels that an RTX 2080 does not have"
+    )
+
+
+def use_device_options(options: argparse.Namespace) -> None:
+    if options.turing_attention:
+        torch.backends.cuda.enable_flash_sdp(False)
+        torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def device_name(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else "cpu"
+
+
 def clock() -> float:
-    """Seconds: the wall's, or, with one thread, those of this process's CPU, which other work on the machine slows less."""
+    """Seconds: the wall's, or, with one thread, those of this process's CPU, which other work on the machine slows less.
+
+    On a GPU the wall's, when all that was asked of it is done.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        return time.perf_counter()
     return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
@@ -181,8 +213,9 @@ class Peer:
                 weight_decay=self._config.weight_decay,
                 max_grad_norm=self._config.max_grad_norm,
                 bf16=self._config.precision == "bf16",
+                fp16=self._config.precision == "fp16",
                 seed=self._config.seed,
-                use_cpu=True,
+                use_cpu=self._config.device == "cpu",
                 save_strategy="no",
                 report_to="none",
                 disable_tqdm=True,
@@ -221,10 +254,13 @@ def use_plain_dropout(model: Any) -> None:
                 parent.add_module(name, nn.Dropout(child.p))
 
 
-def matrix_rate(tokens: int, repeats: int = 12) -> float:
-    """Floating point operations a second of the encoder's own matrix products, float32, on `tokens` rows."""
-    square, wide, narrow = torch.randn(384, 384), torch.randn(1536, 384), torch.randn(384, 1536)
-    rows, wide_rows = torch.randn(tokens, 384), torch.randn(tokens, 1536)
+def matrix_rate(tokens: int, config: TrainingConfig, repeats: int = 12) -> float:
+    """Floating point operations a second of the encoder's own matrix products on `tokens` rows: in float32 on a CPU, in the
+    run's own format on a GPU."""
+    on_gpu = config.device == "cuda"
+    kind = {"device": config.device, "dtype": AUTOCAST_TYPES.get(config.precision) if on_gpu else None}
+    square, wide, narrow = (torch.randn(*shape, **kind) for shape in ((384, 384), (1536, 384), (384, 1536)))
+    rows, wide_rows = torch.randn(tokens, 384, **kind), torch.randn(tokens, 1536, **kind)
     with torch.no_grad():
         start = clock()
         for _ in range(repeats):
