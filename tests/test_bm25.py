@@ -1,6 +1,10 @@
 """BM25: the tokens, scores by hand, and what is not found at all."""
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,3 +83,15 @@ def test_each_task_has_its_row():
         "a": list(RANKING_METRICS),
         "b": list(RANKING_METRICS),
     }
+
+
+def test_jax_is_not_started_where_it_is_installed(tmp_path):
+    """It takes three quarters of a GPU's memory at its first use."""
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax" / "__init__.py").write_text("started = True")
+    (tmp_path / "jax" / "lax.py").write_text("raise SystemExit('JAX was started')")
+    code = "import sys; from trainer import bm25; assert 'jax' not in sys.modules; import jax; assert jax.started"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    repository = Path(__file__).resolve().parent.parent
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=repository, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,6 +1,8 @@
 """Predicted memory: bytes counted by hand on small graphs, linear in tokens, and what fits a budget."""
 
 import functools
+import gc
+import weakref
 
 import pytest
 import torch
@@ -25,6 +27,32 @@ def test_saved_bytes_by_hand():
 def test_a_storage_kept_twice_counts_once():
     x = torch.ones(10, requires_grad=True)
     assert _saved_bytes([], lambda: (x * x).sum() + (x * x).sum()) == 10 * 4
+
+
+def test_counting_leaves_nothing_in_memory():
+    class Exp(torch.autograd.Function):
+        """Keeps its own result, as many operations do."""
+
+        @staticmethod
+        def forward(context, x):
+            context.held = held[0]
+            result = x.exp()
+            context.save_for_backward(result)
+            return result
+
+        @staticmethod
+        def backward(context, gradient):
+            return gradient * context.saved_tensors[0]
+
+    class Held:
+        pass
+
+    held = [Held()]
+    seen = weakref.ref(held[0])
+    assert _saved_bytes([], lambda: Exp.apply(torch.ones(10, requires_grad=True))) == 10 * 4
+    held.clear()
+    gc.collect()
+    assert seen() is None
 
 
 @pytest.fixture

@@ -6,18 +6,36 @@ nouns, and white space then hides what is equal. Why no morphological analyser: 
 
 from __future__ import annotations
 
+import importlib
 import logging
 import re
+import sys
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
-import bm25s
 import numpy as np
 import torch
 
 from trainer.evaluation import RetrievalEvaluator
 from trainer.ranking import DEPTH, best_columns, ranking_metrics, relevant_hits
 
+
+def _import_bm25s() -> Any:
+    """bm25s without JAX: where that is installed, it would be started at once for a choice of the best that is not used
+    here, and take three quarters of a GPU's memory."""
+    jax = sys.modules.get("jax")
+    sys.modules["jax"] = None  # type: ignore[assignment]
+    try:
+        return importlib.import_module("bm25s")
+    finally:
+        if jax is None:
+            del sys.modules["jax"]
+        else:
+            sys.modules["jax"] = jax
+
+
+bm25s = _import_bm25s()
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # which sets itself to DEBUG
 _WORD = re.compile(r"\w+")
 _SCORES_HELD = 16_000_000  # at once: 64 MB of float32

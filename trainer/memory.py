@@ -121,6 +121,8 @@ def _saved_bytes(weights: Sequence[Tensor], forward: Callable[[], Tensor]) -> in
     holding: list[Tensor] = []  # a freed address could come back as another tensor's
 
     def note(tensor: Tensor) -> Tensor:
+        # Without its history: a graph that holds one of its own results would be a cycle that nothing ever frees.
+        tensor = tensor.detach()
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in known and storage.data_ptr() not in kept:
             kept[storage.data_ptr()] = storage.nbytes()
