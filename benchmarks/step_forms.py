@@ -31,7 +31,7 @@ from transformers.utils import logging as transformers_logging
 
 from config import SAMPLE_DATASET_ROOT, TrainingConfig
 from dataloader import load_entire_dataset, prepare_training_data
-from trainer import encoder
+from trainer import encoder, projection
 from trainer.attention import attention_by_kernel
 from trainer.encoder import PackedEncoder
 from trainer.packing import pack
@@ -82,7 +82,7 @@ class TorchsDropout(Ours):
     def block(self) -> float:
         with (
             mock.patch.object(encoder, "attention", attention_by_kernel),
-            mock.patch.object(encoder, "fast_dropout", F.dropout),
+            mock.patch.object(projection, "fast_dropout", F.dropout),
         ):
             return super().block()
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer import encoder as encoder_module
+from trainer import projection as projection_module
 from trainer.encoder import PackedEncoder, can_pack
 from trainer.lora import setup_lora_model
 from trainer.loss import contrastive_loss
@@ -47,7 +47,7 @@ def test_gradients_equal_the_padded_ones_in_float64(
 ):
     from sentence_transformers import SentenceTransformer
 
-    monkeypatch.setattr(encoder_module, "fast_dropout", lambda source, p: source)
+    monkeypatch.setattr(projection_module, "fast_dropout", lambda source, p: source)
 
     found = []
     for packed in (False, True):

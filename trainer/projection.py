@@ -1,0 +1,179 @@
+"""Frozen linear layers and their LoRA adapters in few operations: (N, in) → (N, sum of out).
+
+Layers that read one input are one product, and their adapters' update is a part of it. The adapters' small matrices are
+brought into shape for all layers of an encoder at once: a GPU would otherwise wait for the hundreds of small operations of a
+step rather than compute.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.lora import Linear as LoraLinear
+from torch import Tensor, nn
+
+from trainer.dropout import fast_dropout
+
+
+@dataclass(frozen=True)
+class Update:
+    """What the adapters of one projection add to its weight: up @ down, (sum of out, in).
+
+    down: (sum of r, in), the adapters' A side by side. up: (sum of out, sum of r), alpha / r · B of each on a diagonal, rows
+    of zeros where a layer has none. down_cast, up_cast: the same in the run's number format.
+    """
+
+    down: Tensor
+    up: Tensor
+    down_cast: Tensor
+    up_cast: Tensor
+
+
+class Projection:
+    """Linear layers that read one input, as one product. Their adapters share a dropout mask."""
+
+    def __init__(self, modules: Sequence[Any]):
+        self._modules = modules
+        self.adapters: list[Any] = [module for module in modules if isinstance(module, LoraLinear)]
+        self._layers: list[Any] = [
+            module.get_base_layer() if isinstance(module, LoraLinear) else module for module in modules
+        ]
+        self._frozen: dict[str, tuple[Any, Tensor]] = {}
+
+    def __call__(self, source: Tensor, kind: torch.dtype | None, update: Update | None) -> Tensor:
+        """The product in the number format `kind`; None: in the weights' own.
+
+        update: of `low_rank_updates`, for the same number format.
+        """
+        if update is None:
+            if not all(map(_is_plain, self._modules)):  # adapters of another kind: as PEFT computes them
+                with torch.autocast(source.device.type, dtype=kind, enabled=kind is not None):
+                    return torch.cat([module(source) for module in self._modules], dim=-1)
+            weight = self._joined("weight", kind)
+            return F.linear(source.to(weight.dtype), weight, self._joined("bias", kind))
+        # Not through a shared module: its one caller is this one.
+        dropout = self.adapters[0].lora_dropout["default"]
+        p = getattr(dropout, "p", 0.0) if dropout.training else 0.0  # or an Identity
+        bias = self._joined("bias", kind)
+        source = source.to(bias.dtype)
+        if not p:
+            weight, casts = self._joined("weight", None), (update.down_cast.detach(), update.up_cast.detach())
+            return _AdaptedLinear.apply(source, weight, bias, update.down, update.up, *casts)
+        low_rank = F.linear(fast_dropout(source, p), update.down_cast)  # (N, sum of r)
+        return torch.addmm(F.linear(source, self._joined("weight", kind), bias), low_rank, update.up_cast.T)
+
+    def scaling(self) -> tuple[tuple[float, ...], ...]:
+        """alpha / r by layer and adapter: of the layer's own adapter, 0 for the others."""
+        own = ((a.scaling["default"] if a is module else 0.0 for a in self.adapters) for module in self._modules)
+        return tuple(map(tuple, own))
+
+    def form(self) -> Any:
+        """Equal for projections whose updates can be made together; None where there is no update of this kind to add."""
+        adapters = self.adapters
+        if not adapters or adapters[0].merged or adapters[0].disable_adapters or not all(map(_is_plain, self._modules)):
+            return None
+        shapes = {(a.lora_A["default"].weight.shape, a.lora_B["default"].weight.shape) for a in adapters}
+        return str((*shapes, self.scaling())) if len(shapes) == 1 else None
+
+    def _joined(self, name: str, kind: torch.dtype | None) -> Tensor:
+        """Weight (sum of out, in) or bias (sum of out,) of the frozen layers, joined and cast once."""
+        tensors = [getattr(layer, name) for layer in self._layers]
+        kind = kind or tensors[0].dtype
+        if len(tensors) == 1 and tensors[0].dtype == kind:
+            return tensors[0]
+        state = kind, *((tensor.data_ptr(), tensor._version) for tensor in tensors)
+        kept = self._frozen.get(name)
+        if kept is None or kept[0] != state:
+            kept = self._frozen[name] = state, torch.cat([tensor.detach() for tensor in tensors]).to(kind)
+        return kept[1]
+
+    def copies(self) -> list[Tensor]:
+        """The frozen weights that are held beside the modules' own."""
+        return [tensor for _, tensor in self._frozen.values()]
+
+
+def low_rank_updates(projections: Sequence[Projection], kind: torch.dtype | None) -> list[Update | None]:
+    """The update of each projection; None where it has none to add, or one of another kind than plain LoRA."""
+    groups: dict[Any, list[int]] = defaultdict(list)
+    for number, projection in enumerate(projections):
+        if (form := projection.form()) is not None:
+            groups[form].append(number)
+    updates: list[Update | None] = [None] * len(projections)
+    for numbers in groups.values():
+        for number, update in zip(numbers, _made_together([projections[n] for n in numbers], kind), strict=True):
+            updates[number] = update
+    return updates
+
+
+def _made_together(projections: Sequence[Projection], kind: torch.dtype | None) -> list[Update]:
+    """The updates of P projections of one form, with k adapters of rank r each."""
+    adapters = [adapter for projection in projections for adapter in projection.adapters]
+    down = torch.stack([adapter.lora_A["default"].weight for adapter in adapters])  # (P·k, r, in)
+    down = down.view(len(projections), -1, down.shape[-1])
+    up = torch.stack([adapter.lora_B["default"].weight for adapter in adapters])  # (P·k, out, r)
+    scaling = projections[0].scaling()
+    if len(scaling) > 1:
+        on_diagonal = _tensor(scaling, up.dtype, up.device)[:, :, None, None]  # (m, k, 1, 1)
+        up = up.view(len(projections), 1, -1, *up.shape[1:]) * on_diagonal  # (P, m, k, out, r)
+        up = up.transpose(2, 3).flatten(3).flatten(1, 2)
+    elif scaling != ((1.0,),):
+        up = up * scaling[0][0]
+    casts = (down, up) if kind is None else (down.to(kind), up.to(kind))
+    return [Update(*parts) for parts in zip(*(tensor.unbind() for tensor in (down, up, *casts)), strict=True)]
+
+
+@functools.lru_cache(maxsize=16)
+def _tensor(numbers: tuple[tuple[float, ...], ...], kind: torch.dtype, device: torch.device) -> Tensor:
+    """Sent to the device once; kept, and so not one that only inference may use."""
+    with torch.inference_mode(False):
+        return torch.tensor(numbers, dtype=kind, device=device)
+
+
+class _AdaptedLinear(torch.autograd.Function):
+    """source @ (weight + up @ down).T + bias: (N, in) → (N, out), with gradients for source, down and up.
+
+    The sum of the weights costs as much as so many tokens as the adapter has ranks; every token saves the adapter's own two
+    products in both directions, and the passes over its wide results.
+    """
+
+    @staticmethod
+    def forward(
+        context: Any,
+        source: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        down: Tensor,
+        up: Tensor,
+        down_cast: Tensor,
+        up_cast: Tensor,
+    ) -> Tensor:
+        adapted = torch.addmm(weight, up, down).to(source.dtype)  # summed in float32: an update may be below 16 bits
+        context.save_for_backward(source, adapted, down_cast, up_cast)
+        context.kind = down.dtype
+        return F.linear(source, adapted, bias)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        source, adapted, down, up = context.saved_tensors
+        (gradient,) = gradients  # (N, out)
+        of_source = gradient @ adapted if context.needs_input_grad[0] else None
+        of_up = gradient.T @ F.linear(source, down)  # (out, N) @ (N, r)
+        of_down = (gradient @ up).T @ source  # (r, N) @ (N, in)
+        return of_source, None, None, of_down.to(context.kind), of_up.to(context.kind), None, None
+
+
+def _is_plain(module: Any) -> bool:
+    """Whether the module is a linear layer that gets no gradient, or one with a plain LoRA adapter."""
+    if not isinstance(module, LoraLinear):
+        return type(module) is nn.Linear and not _learns(module)
+    return module.active_adapters == ["default"] and not module.lora_variant and not _learns(module.get_base_layer())
+
+
+def _learns(layer: Any) -> bool:
+    return torch.is_grad_enabled() and (layer.weight.requires_grad or (layer.bias is not None and layer.bias.requires_grad))
