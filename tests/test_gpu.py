@@ -12,8 +12,10 @@ from sentence_transformers import InputExample, SentenceTransformer
 
 from dataloader import build_dataloader
 from trainer import EmbeddingTrainer, setup_lora_model
+from trainer.attention import attention, without_cudnn_attention
 from trainer.grad_cache import cut_micro_batches
 from trainer.lora import adapter_matrices, adapter_state
+from trainer.packing import pack
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
 
@@ -77,6 +79,27 @@ def test_gradients_are_those_of_float32_on_the_cpu(make_trainer, precision, scal
     assert losses[1] == pytest.approx(losses[0], rel=size)
     assert torch.nn.functional.cosine_similarity(expected, found, dim=0) > cosine
     assert found.norm() / expected.norm() == pytest.approx(1, abs=size)
+
+
+@pytest.mark.parametrize(("kind", "error"), [(torch.float16, 0.02), (torch.bfloat16, 0.1), (torch.float32, 1e-4)])
+def test_gradients_of_masked_rows_of_64_tokens_are_finite_where_all_scores_are_low(kind, error):
+    """As in some layers of E5; cuDNN's kernel gives none there, on an H100."""
+    torch.manual_seed(0)
+    lengths = torch.tensor([20, 30, 14, 25, 33, 40, 24])
+    packed = pack(torch.zeros(int(lengths.sum()), dtype=torch.int32), lengths, torch.device("cuda"), tile=64)
+    assert [group.length for group in packed.groups] == [64] and packed.groups[0].mask is not None
+    query, key, value = torch.randn(3, packed.input_ids.shape[1], 4, 32).cuda() * 0.1
+    query[..., 0], key[..., 0] = 10.0, -20.0  # scores of about -200 / sqrt(32) = -35
+    qkv = torch.cat([part.flatten(1) for part in (query, key, value)], dim=1)
+    of_output = torch.randn(len(qkv), 128).cuda()
+    found = []
+    for given in (kind, torch.float64):
+        source = qkv.to(given).clone().requires_grad_()
+        with without_cudnn_attention():
+            attention(source, packed.groups, 4, 32**-0.5).backward(of_output.to(given))
+        found.append(source.grad.double())
+    assert torch.isfinite(found[0]).all()
+    assert (found[0] - found[1]).norm() < error * found[1].norm()
 
 
 @pytest.mark.parametrize("micro_batch_size", [16, 1])

@@ -427,6 +427,45 @@ def test_a_loss_that_stays_nan_ends_the_training(make_trainer, monkeypatch, scal
     assert not any(p._post_accumulate_grad_hooks for _, p in adapter_matrices(trainer.model))
 
 
+def test_fp16_that_overflows_at_any_loss_scale_ends_the_training(make_trainer, caplog):
+    """A loss scale of nearly 0 would let the run go on, and learn nothing."""
+
+    class Overflowing(torch.autograd.Function):
+        @staticmethod
+        def forward(context, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(context, gradient):
+            return gradient * math.inf
+
+    def loss(queries, passages):
+        return contrastive_loss(Overflowing.apply(queries), passages)
+
+    trainer = make_trainer(precision="fp16", num_epochs=2)
+    with caplog.at_level(logging.INFO), pytest.raises(TrainingError, match=r"fp16 does not work here.*--precision bf16"):
+        trainer.train(batches(40), train_loss=loss)
+    said = skips_said(caplog)
+    assert len(said) == 27 and trainer.global_step == 0  # from 2**16 to 2**-11
+    assert [record.levelno for record in said] == [logging.INFO] * 16 + [
+        logging.WARNING
+    ] * 11  # a scale of 1 is still ordinary
+
+
+def test_cudnns_attention_is_off_in_a_step_and_as_it_was_after_it(make_trainer, monkeypatch):
+    seen, enabled = [], [True]
+    monkeypatch.setattr(torch.backends.cuda, "cudnn_sdp_enabled", lambda: enabled[-1])
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", enabled.append)
+
+    def loss(queries, passages):
+        queries.register_hook(lambda _: seen.append(enabled[-1]))
+        seen.append(enabled[-1])
+        return contrastive_loss(queries, passages)
+
+    make_trainer(gradient_checkpointing=True).train(batches(1), train_loss=loss)
+    assert seen == [False, False] and enabled[-1] is True
+
+
 def test_skips_with_good_steps_between_them_do_not_add_up(make_trainer, monkeypatch):
     monkeypatch.setattr(trainer_module, "MOST_SKIPPED_STEPS", 2)
     calls = []

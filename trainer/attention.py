@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,6 +50,22 @@ def attention_by_kernel(qkv: Tensor, groups: tuple[Group, ...], heads: int, scal
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=group.mask, dropout_p=dropout_p, scale=scaling)
         outputs.append(mixed.transpose(1, 2).flatten(0, 1).flatten(1))  # (n·l, D)
     return torch.cat([*outputs, qkv.new_zeros((rest, qkv.shape[1] // 3))])
+
+
+@contextlib.contextmanager
+def without_cudnn_attention() -> Iterator[None]:
+    """While entered torch chooses none of cuDNN's attention kernels: for a forward and a recomputing backward pass.
+
+    On an H100 their gradients are not finite for masked rows of 64 tokens (issue 196678 of pytorch/pytorch): the half of a
+    block that is not there counts as scores of 0, and exp(0 - logsumexp) is beyond float16 where all scores are low, as in
+    three layers of E5.
+    """
+    was_enabled = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(was_enabled)
 
 
 class _CpuAttention(torch.autograd.Function):

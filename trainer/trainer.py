@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from config import TrainingConfig, differing_settings
+from trainer.attention import without_cudnn_attention
 from trainer.checkpoint import CheckpointError, check_output_dir, claimed, save_finished_model
 from trainer.device import choose_device, choose_precision
 from trainer.encoder import PackedEncoder, can_pack
@@ -46,8 +47,9 @@ from trainer.signals import StopRequest, TrainingStopped
 logger = logging.getLogger(__name__)
 
 AUTOCAST_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
-# A scaler that halves a hundred times in a row has left float16's whole range behind: what follows cannot recover.
-MOST_SKIPPED_STEPS = 100
+MOST_SKIPPED_STEPS = 100  # in a row
+# Below it gradients of an ordinary size are lost in float16: the run would go on and learn nothing.
+LEAST_LOSS_SCALE = 2.0**-10
 
 
 class TrainingError(RuntimeError):
@@ -286,7 +288,8 @@ class EmbeddingTrainer:
             optimizer.zero_grad(set_to_none=True)
             state = random_state(self.device)
             try:
-                return self._backward_in_pieces(features, train_loss, scaler)
+                with without_cudnn_attention():
+                    return self._backward_in_pieces(features, train_loss, scaler)
             except torch.OutOfMemoryError as error:
                 self._halve_micro_batches(int(features["lengths"].max()), error)
                 set_random_state(state, self.device)
@@ -398,7 +401,8 @@ class EmbeddingTrainer:
             return self._embed(tokens, torch.full((sequences,), length), np.arange(sequences))
 
         was_checkpointing = encoder.is_activation_checkpointing
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), without_cudnn_attention():
             self.model.train()
             encoder.activation_checkpointing_disable()
             try:
@@ -461,7 +465,8 @@ class EmbeddingTrainer:
         self._skipped_in_a_row += 1
         value = loss.item()
         # fp16 begins with a scale that is too high on purpose and finds its own within a few skipped steps.
-        level = logging.INFO if self.precision == "fp16" and math.isfinite(value) else logging.WARNING
+        finds_its_scale = self.precision == "fp16" and math.isfinite(value) and scaler.get_scale() >= 1
+        level = logging.INFO if finds_its_scale else logging.WARNING
         logger.log(
             level,
             "Step %d skipped: gradients not finite (loss %g, loss scale now %g)",
@@ -469,6 +474,11 @@ class EmbeddingTrainer:
             value,
             scaler.get_scale(),
         )
+        if self.precision == "fp16" and scaler.get_scale() < LEAST_LOSS_SCALE:
+            raise TrainingError(
+                f"fp16 does not work here: gradients overflow at any loss scale, {scaler.get_scale():g} now, at step "
+                f"{self.global_step + 1} (last loss {value:g}). Train with --precision bf16 where the GPU has it, else fp32."
+            )
         if self._skipped_in_a_row >= MOST_SKIPPED_STEPS:
             raise TrainingError(
                 f"{MOST_SKIPPED_STEPS} steps in a row without finite gradients, from step {self.global_step + 1} on "
