@@ -43,7 +43,7 @@ def main() -> None:
         axes.scatter([base["answers"]], [base[measure]], marker="*", s=120, color="black", label="base")
         axes.axhline(base[measure], color="grey", linewidth=0.8, linestyle="--")
         axes.set(xlabel="answers, MRR@10", ylabel=label)
-    panels[0].set(ylim=(LEAST, 0.906), title="Validation articles; above the line nothing is lost")
+    panels[0].set(ylim=(LEAST, 0.91), title="Validation articles; above the line nothing is lost")
     panels[1].set(title="Other text; a larger dot is a stronger update (.25 to 1.25)")
     panels[0].legend(fontsize=9, loc="lower left")
     figure.savefig(options.figure, dpi=120)

@@ -96,7 +96,12 @@ def test_masks_are_drawn_anew_for_the_next_batch(make_trainer):
 
 def test_micro_batches_by_hand():
     # Padded to the longest: 2, 3, 3 are 9 tokens and a fourth, 7, would make 28 of 10.
-    pieces = cut_micro_batches(torch.tensor([7, 3, 2, 3, 30]), 10)
+    pieces = cut_micro_batches(torch.tensor([7, 3, 2, 3, 30]), 10, padded=True)
+    assert [sorted(piece.tolist()) for piece in pieces] == [[1, 2, 3], [0], [4]]
+    # Packed: 2, 3, 3 are 8 tokens, and with 7 they are 15.
+    pieces = cut_micro_batches(torch.tensor([7, 3, 2, 3, 30]), 15)
+    assert [sorted(piece.tolist()) for piece in pieces] == [[0, 1, 2, 3], [4]]
+    pieces = cut_micro_batches(torch.tensor([7, 3, 2, 3, 30]), 14)
     assert [sorted(piece.tolist()) for piece in pieces] == [[1, 2, 3], [0], [4]]
     assert [piece.tolist() for piece in cut_micro_batches(torch.tensor([4]), 1)] == [[0]]
 

@@ -51,24 +51,27 @@ def cached_backward(
     return loss.detach()
 
 
-def cut_micro_batches(lengths: Tensor, max_tokens: int) -> list[np.ndarray]:
-    """Cut sequences, sorted by length, into micro-batches of at most `max_tokens` tokens once padded.
+def cut_micro_batches(lengths: Tensor, max_tokens: int, padded: bool = False) -> list[np.ndarray]:
+    """Cut sequences, sorted by length, into micro-batches of at most `max_tokens` tokens.
 
     Args:
         lengths: (S,) tokens of each sequence, on the CPU.
+        padded: each sequence counts as long as its micro-batch's longest.
 
     Returns:
         For each micro-batch the numbers of its sequences; a sequence longer than `max_tokens` is alone in its own.
     """
     sizes = lengths.numpy()
     order = np.argsort(sizes, kind="stable")
-    pieces, first = [], 0
-    for end in range(1, len(order) + 1):
-        # In ascending order the last sequence is the longest: all of the piece are at most padded to it.
-        if end == len(order) or (end + 1 - first) * sizes[order[end]] > max_tokens:
+    pieces, first, tokens = [], 0, 0
+    for end, size in enumerate(sizes[order]):
+        # In ascending order the last sequence is the longest.
+        more = int((end + 1 - first) * size if padded else tokens + size)
+        if end > first and more > max_tokens:
             pieces.append(order[first:end])
-            first = end
-    return pieces
+            first, more = end, int(size)
+        tokens = more
+    return [*pieces, order[first:]]
 
 
 def random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:

@@ -295,7 +295,7 @@ class EmbeddingTrainer:
                 set_random_state(state, self.device)
 
     def _backward_in_pieces(self, features: Mapping[str, Tensor], train_loss: Any, scaler: torch.amp.GradScaler) -> Tensor:
-        pieces = cut_micro_batches(features["lengths"], self._max_tokens)
+        pieces = cut_micro_batches(features["lengths"], self._max_tokens, padded=self._packed_encoder is None)
         in_order = torch.from_numpy(np.argsort(np.concatenate(pieces)))
         pairs = len(features["mask"])
 
