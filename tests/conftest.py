@@ -82,6 +82,25 @@ def toy_config(tmp_path: Path) -> Callable[..., TrainingConfig]:
 
 
 @pytest.fixture
+def trainer_with_adapters(toy_model_dir: Path) -> Callable[[TrainingConfig], Any]:
+    """Settings → a trainer of the toy model, in training mode, whose adapters are not zero as fresh ones are."""
+    from trainer import EmbeddingTrainer, setup_lora_model
+    from trainer.lora import adapter_matrices
+
+    def make(config: TrainingConfig) -> EmbeddingTrainer:
+        torch.manual_seed(0)
+        model = setup_lora_model(SentenceTransformer(str(toy_model_dir), device="cpu"), config)
+        for name, matrix in adapter_matrices(model):
+            if name.endswith("lora_B"):  # zero at first: the gradient of A would be zero too
+                torch.nn.init.normal_(matrix, std=0.1)
+        trainer = EmbeddingTrainer(model, config)
+        trainer.model.train()
+        return trainer
+
+    return make
+
+
+@pytest.fixture
 def in_child() -> Callable[..., int]:
     """Function → the exit status of a forked process that runs it (its return value, 0 for None, 1 for an exception);
     minus the signal's number where it was killed.

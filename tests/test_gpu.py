@@ -11,7 +11,7 @@ import torch
 from sentence_transformers import InputExample, SentenceTransformer
 
 from dataloader import build_dataloader
-from trainer import EmbeddingTrainer, setup_lora_model
+from trainer import EmbeddingTrainer
 from trainer.attention import attention, without_cudnn_attention
 from trainer.grad_cache import cut_micro_batches
 from trainer.lora import adapter_matrices, adapter_state
@@ -31,18 +31,10 @@ def pairs(count: int, longest: int = 110) -> list[InputExample]:
 
 
 @pytest.fixture
-def make_trainer(toy_model_dir, toy_config):
+def make_trainer(trainer_with_adapters, toy_config):
     def make(**changes) -> EmbeddingTrainer:
         settings = {"device": "cuda", "log_dir": "", "max_seq_length": 128, "lora_dropout": 0.3, "encoder_dropout": 0.2}
-        config = toy_config(**settings | changes)
-        torch.manual_seed(0)
-        model = setup_lora_model(SentenceTransformer(str(toy_model_dir), device="cpu"), config)
-        for name, matrix in adapter_matrices(model):
-            if name.endswith("lora_B"):  # zero at first: the gradient of A would be zero too
-                torch.nn.init.normal_(matrix, std=0.1)
-        trainer = EmbeddingTrainer(model, config)
-        trainer.model.train()
-        return trainer
+        return trainer_with_adapters(toy_config(**settings | changes))
 
     return make
 

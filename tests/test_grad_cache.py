@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from sentence_transformers import InputExample, SentenceTransformer
+from sentence_transformers import InputExample
 
-from trainer import EmbeddingTrainer, setup_lora_model
+from trainer import EmbeddingTrainer
 from trainer.grad_cache import cached_backward, cut_micro_batches
 from trainer.lora import adapter_matrices
 from trainer.trainer import TrainingError
@@ -20,17 +20,10 @@ def pairs(count: int, seed: int = 0) -> list[InputExample]:
 
 
 @pytest.fixture
-def make_trainer(toy_model_dir, toy_config):
+def make_trainer(trainer_with_adapters, toy_config):
     def make(**changes) -> EmbeddingTrainer:
-        config = toy_config(**{"log_dir": "", "max_seq_length": 48, "lora_dropout": 0.3, "encoder_dropout": 0.2} | changes)
-        torch.manual_seed(0)
-        model = setup_lora_model(SentenceTransformer(str(toy_model_dir), device="cpu"), config)
-        for name, matrix in adapter_matrices(model):
-            if name.endswith("lora_B"):  # zero at first: the gradient of A would be zero too
-                torch.nn.init.normal_(matrix, std=0.1)
-        trainer = EmbeddingTrainer(model, config)
-        trainer.model.train()
-        return trainer
+        settings = {"log_dir": "", "max_seq_length": 48, "lora_dropout": 0.3, "encoder_dropout": 0.2}
+        return trainer_with_adapters(toy_config(**settings | changes))
 
     return make
 
