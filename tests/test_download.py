@@ -489,7 +489,10 @@ def test_ctrl_c_keeps_what_came_and_does_not_wait_for_a_silent_server(server, ro
 
     server.manners = {Path(path).name: stall for path in published("2.1", "train")}
     command = [sys.executable, "-m", "dataloader.download", "--root", str(root), "--base-url", server.url]
+    # In a shell's background Ctrl-C is ignored, and so by all that is started there.
+    was = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, was)
     try:
         part = root / f"{NAME}.part"
         assert half_sent.wait(60)
