@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 
 from trainer import projection as projection_module
 from trainer.encoder import PackedEncoder, can_pack
@@ -187,6 +188,20 @@ def test_adapters_off_is_the_base_model(toy_model_dir, toy_config):
     assert not torch.allclose(tuned(batch), base, atol=1e-3)
     with adapters_off(model):
         torch.testing.assert_close(tuned(batch), base, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("different", [{"rank_pattern": {"query": 2}}, {"alpha_pattern": {"query": 64}}, {"use_dora": True}])
+def test_adapters_of_another_kind_are_not_left_out(toy_model, different):
+    """Of unequal ranks or strengths in one block, or no plain LoRA: as PEFT itself computes them."""
+    toy_model[0].model = get_peft_model(toy_model[0].model, LoraConfig(target_modules=QKV, lora_dropout=0, **different))
+    for name, parameter in toy_model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    toy_model.eval()
+    found = PackedEncoder(toy_model)(pack(*flat_tokens(toy_model, TEXTS), CPU)).detach()
+    np.testing.assert_allclose(found, toy_model.encode(TEXTS), atol=1e-5)
+    with toy_model[0].model.disable_adapter():
+        assert np.abs(toy_model.encode(TEXTS) - found.numpy()).max() > 1e-2
 
 
 def test_models_of_another_build_are_not_packed(toy_model):

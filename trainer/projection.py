@@ -52,7 +52,8 @@ class Projection:
         update: of `low_rank_updates`, for the same number format.
         """
         if update is None:
-            if not all(map(_is_plain, self._modules)):  # adapters of another kind: as PEFT computes them
+            is_adapted = any(not (adapter.merged or adapter.disable_adapters) for adapter in self.adapters)
+            if is_adapted or not all(map(_is_plain, self._modules)):  # adapters of another kind: as PEFT computes them
                 with torch.autocast(source.device.type, dtype=kind, enabled=kind is not None):
                     return torch.cat([module(source) for module in self._modules], dim=-1)
             weight = self._joined("weight", kind)
