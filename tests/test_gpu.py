@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import InputExample, SentenceTransformer
+from test_grad_cache import one_graph_and_micro_batches
 
 from dataloader import build_dataloader
 from trainer import EmbeddingTrainer
 from trainer.attention import attention, without_cudnn_attention
-from trainer.grad_cache import cut_micro_batches
 from trainer.lora import adapter_matrices, adapter_state
 from trainer.packing import pack
 
@@ -98,23 +98,9 @@ def test_gradients_of_masked_rows_of_64_tokens_are_finite_where_all_scores_are_l
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_micro_batches_draw_the_same_masks_again(make_trainer, micro_batch_size, checkpointing):
     trainer = make_trainer(micro_batch_size=micro_batch_size, gradient_checkpointing=checkpointing)
-    trainer.model.double()
-    batch = trainer._tokenised(pairs(64))
-    pieces = cut_micro_batches(batch["lengths"], trainer._max_tokens)
-    assert len(pieces) > 1
-    in_order = torch.from_numpy(np.argsort(np.concatenate(pieces))).cuda()
-
-    torch.manual_seed(5)
-    whole = torch.cat([trainer._embed(batch["tokens"], batch["lengths"], piece) for piece in pieces])[in_order]
-    expected_loss = trainer._loss(None, *whole.split(64), batch["mask"])
-    expected_loss.backward()
-    expected = gradients(trainer)
-    trainer.model.zero_grad()
-
-    torch.manual_seed(5)
-    loss = trainer._backward_in_pieces(batch, None, scaler())
-    torch.testing.assert_close(loss, expected_loss.detach(), rtol=1e-9, atol=0)
-    for name, gradient in gradients(trainer).items():
+    (expected_loss, expected), (loss, found) = one_graph_and_micro_batches(trainer, pairs(64))
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-9, atol=0)
+    for name, gradient in found.items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-7, atol=1e-10)
 
 

@@ -32,30 +32,35 @@ def gradients(trainer) -> dict[str, torch.Tensor]:
     return {name: matrix.grad.clone() for name, matrix in adapter_matrices(trainer.model)}
 
 
-@pytest.mark.parametrize("micro_batch_size", [16, 7, 1])
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_gradients_equal_the_one_piece_batch_with_dropout(make_trainer, micro_batch_size, checkpointing):
-    trainer = make_trainer(micro_batch_size=micro_batch_size, gradient_checkpointing=checkpointing)
+def one_graph_and_micro_batches(trainer, examples: list[InputExample]):
+    """Loss and gradients of the examples in float64, twice: of one graph over all pieces, and as the trainer has them."""
     trainer.model.double()
-    batch = trainer._tokenised(pairs(64))
+    batch = trainer._tokenised(examples)
     pieces = cut_micro_batches(batch["lengths"], trainer._max_tokens)
     assert len(pieces) > 1
-    in_order = torch.from_numpy(np.argsort(np.concatenate(pieces)))
-    scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    in_order = torch.from_numpy(np.argsort(np.concatenate(pieces))).to(trainer.device)
 
     # One graph over all: each piece draws its dropout masks in turn, as the cached way does.
     torch.manual_seed(5)
     whole = torch.cat([trainer._embed(batch["tokens"], batch["lengths"], piece) for piece in pieces])[in_order]
-    expected_loss = trainer._loss(None, *whole.split(64), batch["mask"])
+    expected_loss = trainer._loss(None, *whole.split(len(examples)), batch["mask"])
     expected_loss.backward()
     expected = gradients(trainer)
     trainer.model.zero_grad()
 
     torch.manual_seed(5)
-    loss = trainer._backward_in_pieces(batch, None, scaler)
-    torch.testing.assert_close(loss, expected_loss.detach(), rtol=1e-12, atol=0)
+    loss = trainer._backward_in_pieces(batch, None, torch.amp.GradScaler(trainer.device.type, init_scale=1.0))
+    return (expected_loss.detach(), expected), (loss, gradients(trainer))
+
+
+@pytest.mark.parametrize("micro_batch_size", [16, 7, 1])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_equal_the_one_piece_batch_with_dropout(make_trainer, micro_batch_size, checkpointing):
+    trainer = make_trainer(micro_batch_size=micro_batch_size, gradient_checkpointing=checkpointing)
+    (expected_loss, expected), (loss, found) = one_graph_and_micro_batches(trainer, pairs(64))
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-12, atol=0)
     assert max(gradient.abs().max() for gradient in expected.values()) > 1e-3
-    for name, gradient in gradients(trainer).items():
+    for name, gradient in found.items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-8, atol=1e-12)
 
 

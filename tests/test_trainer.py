@@ -447,9 +447,8 @@ def test_fp16_that_overflows_at_any_loss_scale_ends_the_training(make_trainer, c
         trainer.train(batches(40), train_loss=loss)
     said = skips_said(caplog)
     assert len(said) == 27 and trainer.global_step == 0  # from 2**16 to 2**-11
-    assert [record.levelno for record in said] == [logging.INFO] * 16 + [
-        logging.WARNING
-    ] * 11  # a scale of 1 is still ordinary
+    # A scale of 1 is still ordinary.
+    assert [record.levelno for record in said] == [logging.INFO] * 16 + [logging.WARNING] * 11
 
 
 def test_cudnns_attention_is_off_in_a_step_and_as_it_was_after_it(make_trainer, monkeypatch):

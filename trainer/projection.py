@@ -52,8 +52,8 @@ class Projection:
         update: of `low_rank_updates`, for the same number format.
         """
         if update is None:
-            is_adapted = any(not (adapter.merged or adapter.disable_adapters) for adapter in self.adapters)
-            if is_adapted or not all(map(_is_plain, self._modules)):  # adapters of another kind: as PEFT computes them
+            # Adapters of another kind: as PEFT computes them.
+            if any(map(_is_on, self.adapters)) or not all(map(_is_plain, self._modules)):
                 with torch.autocast(source.device.type, dtype=kind, enabled=kind is not None):
                     return torch.cat([module(source) for module in self._modules], dim=-1)
             weight = self._joined("weight", kind)
@@ -74,10 +74,10 @@ class Projection:
         own = ((a.scaling["default"] if a is module else 0.0 for a in self.adapters) for module in self._modules)
         return tuple(map(tuple, own))
 
-    def form(self) -> Any:
+    def form(self) -> str | None:
         """Equal for projections whose updates can be made together; None where there is no update of this kind to add."""
         adapters = self.adapters
-        if not adapters or adapters[0].merged or adapters[0].disable_adapters or not all(map(_is_plain, self._modules)):
+        if not adapters or not all(map(_is_on, adapters)) or not all(map(_is_plain, self._modules)):
             return None
         shapes = {(a.lora_A["default"].weight.shape, a.lora_B["default"].weight.shape) for a in adapters}
         return str((*shapes, self.scaling())) if len(shapes) == 1 else None
@@ -101,7 +101,7 @@ class Projection:
 
 def low_rank_updates(projections: Sequence[Projection], kind: torch.dtype | None) -> list[Update | None]:
     """The update of each projection; None where it has none to add, or one of another kind than plain LoRA."""
-    groups: dict[Any, list[int]] = defaultdict(list)
+    groups: dict[str, list[int]] = defaultdict(list)
     for number, projection in enumerate(projections):
         if (form := projection.form()) is not None:
             groups[form].append(number)
@@ -167,6 +167,10 @@ class _AdaptedLinear(torch.autograd.Function):
         of_up = gradient.T @ F.linear(source, down)  # (out, N) @ (N, r)
         of_down = (gradient @ up).T @ source  # (r, N) @ (N, in)
         return of_source, None, None, of_down.to(context.kind), of_up.to(context.kind), None, None
+
+
+def _is_on(adapter: Any) -> bool:
+    return not (adapter.merged or adapter.disable_adapters)
 
 
 def _is_plain(module: Any) -> bool:

@@ -128,7 +128,8 @@ class EmbeddingTrainer:
             The best score; -inf without an evaluator (the last state is saved then).
 
         Raises:
-            TrainingError: no batches; or a hundred steps in a row without finite gradients. The best model is saved.
+            TrainingError: no batches; a hundred steps in a row without finite gradients; or fp16 whose loss scale leaves no
+                gradient. The best model is saved.
             TrainingStopped: a signal came. The best model is saved, and a checkpoint.
             CheckpointError: the model or a checkpoint could not be saved; output_dir holds another model, or another run
                 trains into it; there is no checkpoint to resume from, or it is one of another run.
@@ -468,20 +469,20 @@ class EmbeddingTrainer:
             self._skipped_in_a_row = 0
             return
         self._skipped_in_a_row += 1
-        value = loss.item()
+        value, scale = loss.item(), scaler.get_scale()
         # fp16 begins with a scale that is too high on purpose and finds its own within a few skipped steps.
-        finds_its_scale = self.precision == "fp16" and math.isfinite(value) and scaler.get_scale() >= 1
+        finds_its_scale = self.precision == "fp16" and math.isfinite(value) and scale >= 1
         level = logging.INFO if finds_its_scale else logging.WARNING
         logger.log(
             level,
             "Step %d skipped: gradients not finite (loss %g, loss scale now %g)",
             self.global_step + 1,
             value,
-            scaler.get_scale(),
+            scale,
         )
-        if self.precision == "fp16" and scaler.get_scale() < LEAST_LOSS_SCALE:
+        if self.precision == "fp16" and scale < LEAST_LOSS_SCALE:
             raise TrainingError(
-                f"fp16 does not work here: gradients overflow at any loss scale, {scaler.get_scale():g} now, at step "
+                f"fp16 does not work here: gradients overflow at any loss scale, {scale:g} now, at step "
                 f"{self.global_step + 1} (last loss {value:g}). Train with --precision bf16 where the GPU has it, else fp32."
             )
         if self._skipped_in_a_row >= MOST_SKIPPED_STEPS:
