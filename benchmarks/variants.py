@@ -3,13 +3,15 @@
     python benchmarks/quality.py --data KorQuAD_v1.0_dev.json --rows "both directions"
     python benchmarks/variants.py both_directions --recipe recipes/recommended.yaml …       # train.py's options
 
-A variant changes the training examples or the loss, and then runs `train.py` as it is.
+A variant changes the training examples, the loss or the optimiser, and then runs `train.py` as it is.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import random
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +27,7 @@ import torch.nn.functional as F
 import train
 from config import PASSAGE_PREFIX, QUERY_PREFIX, TrainingConfig
 from dataloader import load_cached_dataset, prepare_training_data, window_size
+from dataloader.batches import TokenisedPairs, normalised_answer
 from dataloader.examples import PairExample
 from dataloader.objectives import sentences_around
 from trainer import EmbeddingTrainer
@@ -36,6 +39,13 @@ Examples = list[PairExample]
 PENALTY = 0.3  # weight of the divergence from the base's similarities
 GROUP = 8  # a question and its hard negatives
 LEFT_OUT = 0.15  # of a question's words
+B_RATE = 4  # times the rate of A, with LoRA+
+# Particles at the end of a word, and words that ask: what follows or holds them is no name.
+_PARTICLE = re.compile(
+    "(?:에서는|에서의|에게서|에서|에게|으로부터|으로|이라는|라는|까지|부터|처럼|보다|이나|은|는|이|가|을|를|의|에|와|과|도|만|로)$"
+)
+_ASKS = re.compile("무엇|누구|어디|언제|어떤|어느|무슨|몇|얼마|왜|어떻게|[?]")
+_MARKS = " .,'\"‘’“”《》〈〉()"
 
 
 # --- the loss -----------------------------------------------------------------------------------------------
@@ -70,6 +80,82 @@ def penalty() -> None:
 
     EmbeddingTrainer._backward_in_pieces = backward_with_base  # type: ignore[method-assign]
     EmbeddingTrainer._compute_contrastive_loss = loss  # type: ignore[method-assign]
+
+
+def question_words(own_only: bool = False) -> None:
+    """One to three words of each question, which are not its answer, as a further negative of all questions of a batch.
+
+    own_only: of that question alone.
+    """
+    prepare, collate, draw = TokenisedPairs.__init__, TokenisedPairs.collate, random.Random(0)
+
+    def prepare_words(self: Any, examples: Examples, tokenizer: Any, *more: Any) -> None:
+        prepare(self, examples, tokenizer, *more)
+        self.kinds, self.tokenizer = [example.kind for example in examples], tokenizer
+        self.answers = [normalised_answer(example.answer) for example in examples]
+        self.words = [_words_of(example) if example.kind == "answer" else [] for example in examples]
+
+    def collate_words(self: Any, pairs: Any) -> dict[str, Any]:
+        batch = collate(self, pairs)
+        drawn = [(draw.choice(self.words[pair]), pair) for pair in pairs if self.words[pair]]
+        if not drawn:
+            return batch
+        ids = self.tokenizer([PASSAGE_PREFIX + words for words, _ in drawn])["input_ids"]
+        hidden = [
+            [self.answers[pair] == normalised_answer(words) or (own_only and pair != other) for words, other in drawn]
+            for pair in pairs
+        ]
+        known = len(batch["lengths"]) - len(pairs)
+        more = {
+            "tokens": torch.tensor([token for row in ids for token in row], dtype=torch.int32),
+            "lengths": torch.tensor([len(row) for row in ids]),
+            "passage_of": known + torch.arange(len(ids)),
+        }
+        batch["mask"] = torch.cat([batch["mask"], torch.tensor(hidden)], dim=1)  # (B, B + words)
+        return batch | {name: torch.cat([batch[name], more[name]]) for name in more}
+
+    def loss(self: Any, queries: torch.Tensor, passages: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        scores = F.normalize(queries, dim=-1) @ F.normalize(passages, dim=-1).T * self.config.scale
+        return F.cross_entropy(scores.masked_fill(mask, -torch.inf), torch.arange(len(queries)))
+
+    TokenisedPairs.__init__, TokenisedPairs.collate = prepare_words, collate_words  # type: ignore[method-assign]
+    EmbeddingTrainer._compute_contrastive_loss = loss  # type: ignore[method-assign]
+
+
+def _words_of(example: PairExample) -> list[str]:
+    """One to three words of the question, without the last one's particle; none that holds the answer or is a part of it."""
+    words, answer, found = example.texts[0].removeprefix(QUERY_PREFIX).split(), normalised_answer(example.answer), []
+    for first in range(len(words)):
+        for part in (words[first : first + count] for count in (1, 2, 3) if first + count <= len(words)):
+            if any(map(_ASKS.search, part)):
+                continue
+            last = part[-1].strip(_MARKS)
+            bare = _PARTICLE.sub("", last)
+            text = " ".join([*part[:-1], bare if len(bare) > 1 else last]).strip(_MARKS)
+            key = normalised_answer(text)
+            if len(key) > 1 and key not in answer and answer not in key:
+                found.append(text)
+    return found
+
+
+def faster_b() -> None:
+    """LoRA+ (arXiv:2402.12354): B learns B_RATE times as fast as A."""
+    setup = EmbeddingTrainer._setup_optimizer_and_scheduler
+
+    def setup_faster_b(self: Any, *steps: int) -> Any:
+        optimizer, scheduler, scaler = setup(self, *steps)
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        (group,) = optimizer.param_groups
+        group["params"], of_b = (
+            [p for p in group["params"] if ("lora_B" in names[id(p)]) == is_b] for is_b in (False, True)
+        )
+        rate = self.config.learning_rate * B_RATE
+        optimizer.add_param_group({"params": of_b, "lr": scheduler.get_last_lr()[0] * B_RATE, "initial_lr": rate})
+        scheduler.base_lrs.append(rate)
+        scheduler.lr_lambdas.append(scheduler.lr_lambdas[0])
+        return optimizer, scheduler, scaler
+
+    EmbeddingTrainer._setup_optimizer_and_scheduler = setup_faster_b  # type: ignore[method-assign]
 
 
 # --- the examples -------------------------------------------------------------------------------------------
@@ -170,7 +256,13 @@ def hard_negatives(examples: Examples, _: dict[str, Any], config: TrainingConfig
     return examples
 
 
-LOSSES: dict[str, Callable[[], None]] = {"both_directions": both_directions, "penalty": penalty}
+LOSSES: dict[str, Callable[[], None]] = {
+    "both_directions": both_directions,
+    "penalty": penalty,
+    "question_words": question_words,
+    "own_words": functools.partial(question_words, own_only=True),
+    "faster_b": faster_b,
+}
 EXAMPLES: dict[str, Callable[..., Examples]] = {
     change.__name__: change
     for change in (gaps, titles, keyword_windows, neighbours, words_left_out, sample_too, hard_negatives)
