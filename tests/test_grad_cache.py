@@ -6,8 +6,9 @@ import torch
 from sentence_transformers import InputExample
 
 from trainer import EmbeddingTrainer
-from trainer.grad_cache import cached_backward, cut_micro_batches
+from trainer.grad_cache import cached_backward, cut_micro_batches, deal_micro_batches
 from trainer.lora import adapter_matrices
+from trainer.packing import TILE, TILE_16_BITS, pack, row_length
 from trainer.trainer import TrainingError
 
 SYLLABLES = "가나다라마바사아자차카타파하거너더러머버서어저처커터퍼허"
@@ -36,7 +37,7 @@ def one_graph_and_micro_batches(trainer, examples: list[InputExample]):
     """Loss and gradients of the examples in float64, twice: of one graph over all pieces, and as the trainer has them."""
     trainer.model.double()
     batch = trainer._tokenised(examples)
-    pieces = cut_micro_batches(batch["lengths"], trainer._max_tokens)
+    pieces = trainer._micro_batches(batch["lengths"])
     assert len(pieces) > 1
     in_order = torch.from_numpy(np.argsort(np.concatenate(pieces))).to(trainer.device)
 
@@ -94,14 +95,37 @@ def test_masks_are_drawn_anew_for_the_next_batch(make_trainer):
 
 def test_micro_batches_by_hand():
     # Padded to the longest: 2, 3, 3 are 9 tokens and a fourth, 7, would make 28 of 10.
-    pieces = cut_micro_batches(torch.tensor([7, 3, 2, 3, 30]), 10, padded=True)
-    assert [sorted(piece.tolist()) for piece in pieces] == [[1, 2, 3], [0], [4]]
-    # Packed: 2, 3, 3 are 8 tokens, and with 7 they are 15.
-    pieces = cut_micro_batches(torch.tensor([7, 3, 2, 3, 30]), 15)
-    assert [sorted(piece.tolist()) for piece in pieces] == [[0, 1, 2, 3], [4]]
-    pieces = cut_micro_batches(torch.tensor([7, 3, 2, 3, 30]), 14)
+    pieces = cut_micro_batches(torch.tensor([7, 3, 2, 3, 30]), 10)
     assert [sorted(piece.tolist()) for piece in pieces] == [[1, 2, 3], [0], [4]]
     assert [piece.tolist() for piece in cut_micro_batches(torch.tensor([4]), 1)] == [[0]]
+
+
+def test_dealt_micro_batches_by_hand():
+    # Tiles of 9: 2, 3, 8 take two of them (2 and 3 share one), 3, 7, 9 three.
+    sizes = torch.tensor([7, 3, 9, 2, 3, 8])
+    assert [piece.tolist() for piece in deal(sizes, 64)] == [[3, 1, 4, 0, 5, 2]]
+    assert [sorted(sizes[piece].tolist()) for piece in deal(sizes, 27)] == [[2, 3, 8], [3, 7, 9]]
+    assert [sorted(sizes[piece].tolist()) for piece in deal(sizes, 18)] == [[2, 7], [3, 8], [3, 9]]
+    assert [piece.tolist() for piece in deal(sizes, 1)] == [[3], [1], [4], [0], [5], [2]]
+    assert [piece.tolist() for piece in deal(torch.tensor([4]), 1)] == [[0]]
+
+
+def deal(sizes: torch.Tensor, max_tokens: int) -> list[np.ndarray]:
+    return deal_micro_batches(sizes, max_tokens, lambda lengths: row_length(lengths, tile=9))
+
+
+@pytest.mark.parametrize("tile", [TILE, TILE_16_BITS])
+def test_a_dealt_micro_batch_holds_what_it_may_and_little_padding(tile):
+    # As questions and answers are: many just over half a tile, which sorted slices would give a tile each.
+    sizes = torch.from_numpy(np.random.default_rng(0).integers(4, 70, 4000))
+    for max_tokens in (200, 4096, 30_000):
+        pieces = deal_micro_batches(sizes, max_tokens, lambda lengths: row_length(lengths, tile=tile))
+        assert sorted(np.concatenate(pieces)) == list(range(4000))
+        offsets = [sizes[piece] for piece in pieces]
+        rows = [pack(torch.zeros(int(s.sum()), dtype=torch.int32), s, torch.device("cpu"), tile=tile) for s in offsets]
+        assert max(row.input_ids.shape[1] for row in rows) <= max_tokens
+        if max_tokens > 1000:
+            assert sum(row.input_ids.shape[1] for row in rows) < 1.1 * sizes.sum()
 
 
 def test_the_caller_scales_the_loss_once():

@@ -51,27 +51,47 @@ def cached_backward(
     return loss.detach()
 
 
-def cut_micro_batches(lengths: Tensor, max_tokens: int, padded: bool = False) -> list[np.ndarray]:
-    """Cut sequences, sorted by length, into micro-batches of at most `max_tokens` tokens.
+def cut_micro_batches(lengths: Tensor, max_tokens: int) -> list[np.ndarray]:
+    """Cut sequences, sorted by length, into micro-batches that take at most `max_tokens` when each is padded to its longest.
 
     Args:
         lengths: (S,) tokens of each sequence, on the CPU.
-        padded: each sequence counts as long as its micro-batch's longest.
 
     Returns:
         For each micro-batch the numbers of its sequences; a sequence longer than `max_tokens` is alone in its own.
     """
     sizes = lengths.numpy()
     order = np.argsort(sizes, kind="stable")
-    pieces, first, tokens = [], 0, 0
+    pieces, first = [], 0
     for end, size in enumerate(sizes[order]):
         # In ascending order the last sequence is the longest.
-        more = int((end + 1 - first) * size if padded else tokens + size)
-        if end > first and more > max_tokens:
+        if end > first and (end + 1 - first) * size > max_tokens:
             pieces.append(order[first:end])
-            first, more = end, int(size)
-        tokens = more
+            first = end
     return [*pieces, order[first:]]
+
+
+def deal_micro_batches(lengths: Tensor, max_tokens: int, row_length: Callable[[np.ndarray], int]) -> list[np.ndarray]:
+    """Deal sequences out to micro-batches whose packed rows are at most `max_tokens` long, or as the longest sequence.
+
+    Each gets short and long ones, as a dealer gives cards: of nearly equal lengths few would share a tile.
+
+    Args:
+        lengths: (S,) tokens of each sequence, on the CPU.
+        row_length: lengths → tokens of the row that they are packed into.
+
+    Returns:
+        For each micro-batch the numbers of its sequences.
+    """
+    sizes = lengths.numpy()
+    order = np.argsort(sizes, kind="stable")
+    limit = max(max_tokens, int(sizes.max()))
+    count = -(-int(sizes.sum()) // limit)
+    while True:
+        pieces = [order[first::count] for first in range(count)]
+        if count >= len(order) or max(row_length(sizes[piece]) for piece in pieces) <= limit:
+            return pieces
+        count = min(len(order), count + 1 + count // 8)
 
 
 def random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:

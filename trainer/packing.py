@@ -106,6 +106,11 @@ def pack(
     )
 
 
+def row_length(lengths: np.ndarray, group_cost: int = GROUP_COST, tile: int = TILE) -> int:
+    """Tokens of the row that `pack` makes of sequences of these (S,) lengths, but for what fills it up to `row_multiple`."""
+    return sum(len(tiles) * length for tiles, length in _tiles_by_length(lengths, tile, group_cost))
+
+
 Tiles = list[list[int]]  # of each tile, the numbers of the sequences that lie in it side by side
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import operator
@@ -25,7 +26,13 @@ from trainer.checkpoint import CheckpointError, check_output_dir, claimed, save_
 from trainer.device import choose_device, choose_precision
 from trainer.encoder import PackedEncoder, can_pack
 from trainer.evaluation import EvaluationError, RetrievalEvaluator
-from trainer.grad_cache import cached_backward, cut_micro_batches, random_state, set_random_state
+from trainer.grad_cache import (
+    cached_backward,
+    cut_micro_batches,
+    deal_micro_batches,
+    random_state,
+    set_random_state,
+)
 from trainer.lora import (
     adapter_matrices,
     adapter_state,
@@ -38,7 +45,7 @@ from trainer.lora import (
 from trainer.loss import at_least_float32, contrastive_loss
 from trainer.memory import GIGABYTE, StepMemory, available_bytes, measure_step_memory
 from trainer.monitor import GradientRecorder, LossMean, Monitor, NullMonitor, TensorBoardMonitor
-from trainer.packing import ROW_MULTIPLE_16_BITS, TILE_16_BITS, pack
+from trainer.packing import ROW_MULTIPLE_16_BITS, TILE, TILE_16_BITS, pack, row_length
 from trainer.resume import BatchStream, Checkpoint, data_fingerprint, find_checkpoint, how_to_resume, write_checkpoint
 from trainer.schedule import linear_warmup_and_decay, warmup_within
 from trainer.selection import selection_score
@@ -298,10 +305,7 @@ class EmbeddingTrainer:
                 set_random_state(state, self.device)
 
     def _backward_in_pieces(self, features: Mapping[str, Tensor], train_loss: Any, scaler: torch.amp.GradScaler) -> Tensor:
-        is_padded = self._packed_encoder is None
-        pieces = cut_micro_batches(features["lengths"], self._max_tokens, is_padded)
-        if len(pieces) > 1 and self.device.type == "cpu":
-            pieces = cut_micro_batches(features["lengths"], min(self._max_tokens, PIECE_TOKENS_ON_A_CPU), is_padded)
+        pieces = self._micro_batches(features["lengths"])
         in_order = torch.from_numpy(np.argsort(np.concatenate(pieces)))
         pairs = len(features["mask"])
 
@@ -322,6 +326,23 @@ class EmbeddingTrainer:
         backward(loss)
         return loss.detach()
 
+    def _micro_batches(self, lengths: Tensor) -> list[np.ndarray]:
+        """The numbers of the sequences that are embedded together; one micro-batch where all fit."""
+
+        def cut(max_tokens: int) -> list[np.ndarray]:
+            if self._packed_encoder is None:
+                return cut_micro_batches(lengths, max_tokens)
+            return deal_micro_batches(lengths, max_tokens, functools.partial(row_length, tile=self._tile))
+
+        pieces = cut(self._max_tokens)
+        if len(pieces) > 1 and self.device.type == "cpu":
+            pieces = cut(min(self._max_tokens, PIECE_TOKENS_ON_A_CPU))
+        return pieces
+
+    @property
+    def _tile(self) -> int:
+        return TILE if self.precision == "fp32" else TILE_16_BITS
+
     def _halve_micro_batches(self, longest: int, error: Exception) -> None:
         if self._max_tokens <= longest:
             raise TrainingError(
@@ -341,8 +362,8 @@ class EmbeddingTrainer:
         """Embeddings (n, D) of the chosen sequences of the batch."""
         with self._autocast():
             if self._packed_encoder is not None:
-                shape = {} if self.precision == "fp32" else {"row_multiple": ROW_MULTIPLE_16_BITS, "tile": TILE_16_BITS}
-                batch = pack(tokens, lengths, self.device, chosen, **shape)
+                row_multiple = 1 if self.precision == "fp32" else ROW_MULTIPLE_16_BITS
+                batch = pack(tokens, lengths, self.device, chosen, row_multiple=row_multiple, tile=self._tile)
                 self._tokens_tried = batch.input_ids.shape[1]
                 return at_least_float32(self._packed_encoder(batch))
             rows = tokens.long().split(lengths.tolist())
