@@ -108,7 +108,7 @@ def train_and_judge(config: TrainingConfig, dataset: dict[str, Any]) -> str:
     verdict = compare(held_out_evaluators, rows, [("tuned", "base")])
     record = {
         "base_model": {"name": config.model_name, "source": source.kind, "note": source.note},
-        "step": trainer.best_step or trainer.global_step,
+        "step": trainer.best_step if trainer.best_metrics else trainer.global_step,
         "validation": trainer.best_metrics,
         "optimiser_seconds": round(trainer.optimiser_seconds, 1),
         "held_out": verdict.to_dict(),

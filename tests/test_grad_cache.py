@@ -167,6 +167,28 @@ def test_out_of_memory_halves_the_micro_batch_and_loses_nothing(make_trainer, ca
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-3 * 1e-2)  # a step moves 1e-2
 
 
+def test_after_out_of_memory_the_same_masks_are_drawn_as_without_it(make_trainer):
+    interrupted, plain = (make_trainer(micro_batch_size=64) for _ in range(2))
+    embed, calls = interrupted._packed_encoder, []
+
+    def embed_but_at_first(batch):
+        embedded = embed(batch)  # it has drawn its masks
+        calls.append(1)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory (simulated)")
+        return embedded
+
+    interrupted._packed_encoder = embed_but_at_first
+    for trainer in (interrupted, plain):
+        plain._max_tokens = interrupted._max_tokens  # halved by now
+        optimizer, _, scaler = trainer._setup_optimizer_and_scheduler(10)
+        torch.manual_seed(5)
+        trainer._backward(trainer._tokenised(pairs(8)), None, optimizer, scaler)
+    assert len(calls) > 2
+    expected = gradients(plain)
+    assert all(torch.equal(gradient, expected[name]) for name, gradient in gradients(interrupted).items())
+
+
 def test_out_of_memory_with_a_single_text_ends_in_a_message(make_trainer):
     trainer = make_trainer()
 

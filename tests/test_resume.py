@@ -282,6 +282,28 @@ def test_the_best_adapter_is_in_every_later_checkpoint(run_settings, train_toy):
     assert all(any(torch.equal(matrix, other) for other in saved.values()) for matrix in adapters[1].values())
 
 
+def test_what_a_run_has_found_out_comes_back(run_settings, train_toy, monkeypatch):
+    config = run_settings("found", precision="fp16", selection="both", micro_batch_size=4)
+    trainer = train_toy(config, lambda evaluator, model: {"answers_mrr@10": 0.1, "paragraphs_mrr@10": 0.5})
+    trainer._max_tokens = 99  # as after memory ran out
+    trainer._scaler.update(2.0**7)
+    trainer._save_checkpoint()
+    restored = []
+
+    def stop_there(self, *_):
+        restored.append(self)
+        raise TrainingStopped(signal.SIGINT, "")
+
+    monkeypatch.setattr(EmbeddingTrainer, "_train_steps", stop_there)
+    with pytest.raises(TrainingStopped):
+        train_toy(TrainingConfig(**config.to_dict() | {"resume": "newest"}))
+    (again,) = restored
+    assert again._max_tokens == 99
+    assert again._start_metrics == trainer._start_metrics == {"answers_mrr@10": 0.1, "paragraphs_mrr@10": 0.5}
+    assert again._scaler.state_dict() == trainer._scaler.state_dict()
+    assert again._scaler.get_scale() == 2.0**7
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Damaged
 

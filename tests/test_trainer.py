@@ -17,7 +17,7 @@ import trainer as trainer_package
 from dataloader import build_dataloader
 from trainer import EmbeddingTrainer, print_lora_info, setup_lora_model
 from trainer import trainer as trainer_module
-from trainer.lora import adapter_matrices
+from trainer.lora import adapter_matrices, adapter_state
 from trainer.loss import contrastive_loss
 from trainer.monitor import NullMonitor
 from trainer.trainer import TrainingError, linear_warmup_and_decay, warmup_within
@@ -178,6 +178,47 @@ def test_both_keeps_the_checkpoint_that_does_not_lose_paragraphs(make_trainer):
     trainer = make_trainer(num_epochs=3, selection="both")
     assert trainer.train(batches(2), evaluator=evaluator) == 0.3
     assert trainer.best_step == 4
+
+
+def test_what_was_evaluated_before_the_training_is_no_base_of_the_choice(make_trainer):
+    trainer = make_trainer(selection="both")
+    assert trainer.evaluate(lambda model: {"answers_mrr@10": 0.9, "paragraphs_mrr@10": 0.9}) == 0.9
+    found = iter([(0.1, 0.5), (0.3, 0.6)])
+    assert trainer.train(batches(2), evaluator=lambda model: both_tasks(*next(found))) == 0.3
+    assert trainer.evaluate(lambda model: both_tasks(0.2, 0.1)) == 0.2  # and afterwards the metric, not the choice's score
+
+
+def both_tasks(answers: float, paragraphs: float) -> dict[str, float]:
+    return {"answers_mrr@10": answers, "paragraphs_mrr@10": paragraphs}
+
+
+def test_the_best_is_kept_where_an_epoch_without_a_step_was_the_best(make_trainer):
+    trainer = make_trainer(num_epochs=3)
+    broken_gradient(trainer, 1)
+    assert trainer.train(batches(1), evaluator=Script(0.1, 0.5, 0.4, 0.3)) == 0.5
+    assert (trainer.best_step, trainer.best_metrics["answers_mrr@10"]) == (0, 0.5)
+    assert '"answers_mrr@10": 0.5' in (Path(trainer.config.output_dir) / "metrics.json").read_text()
+
+
+def test_a_strength_without_a_score_is_not_chosen(make_trainer):
+    trainer = make_trainer(adapter_scales=[0.5, 1.5])
+    # The base model and one epoch; then both strengths of its adapter.
+    assert trainer.train(batches(2), evaluator=Script(0.1, 0.2, math.nan, 0.7)) == 0.7
+    trainer = make_trainer(adapter_scales=[0.5, 1.5])
+    assert trainer.train(batches(2), evaluator=Script(0.1, 0.2, math.nan)) == 0.2
+
+
+def test_the_adapter_that_was_trained_last_is_there_after_a_strength_was_chosen(make_trainer):
+    trainer, seen = make_trainer(num_epochs=2, adapter_scales=[0.5]), []
+
+    def evaluator(model):
+        seen.append(adapter_state(model))
+        return {"score": 1 / len(seen) if len(seen) > 1 else 0.0}
+
+    trainer.train(batches(2), evaluator=evaluator)
+    present = adapter_state(trainer.model)
+    assert all(torch.equal(present[name], matrix) for name, matrix in seen[2].items())
+    assert any(not torch.equal(present[name], matrix) for name, matrix in seen[1].items())
 
 
 def test_evaluation_comes_after_eval_steps_and_at_each_epoch_s_end_but_once(make_trainer, scalars):

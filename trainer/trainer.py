@@ -155,13 +155,13 @@ class EmbeddingTrainer:
                 steps, done = self._batches.total, self._batches.batches
                 with tqdm(total=steps, initial=done, desc="Training", unit="step", dynamic_ncols=True) as progress:
                     self._train_steps(train_loss, evaluator, progress)
-                if self.best_step == 0 and evaluator is not None:
+                if not self.best_metrics and evaluator is not None:
                     logger.warning("No evaluation gave a score: the last state is saved")
-                if self.best_step and self.config.adapter_scales != [1.0]:
+                if self.best_metrics and self.config.adapter_scales != [1.0]:
                     self._choose_adapter_scale(evaluator)
                 self._save_best()
             except (TrainingError, EvaluationError, KeyboardInterrupt):
-                if self.best_step:
+                if self.best_metrics:
                     self._save_best()
                 raise
             finally:
@@ -179,8 +179,18 @@ class EmbeddingTrainer:
         return self._monitor.failure
 
     def evaluate(self, evaluator: Any) -> float:
-        """Score of the model as it is: the (first) evaluator's primary metric. All metrics are in `self.metrics` then."""
-        return self._scores(evaluator)["eval/score"]
+        """The (first) evaluator's primary metric, of the model as it is. All metrics are in `self.metrics` then."""
+        evaluators: Sequence[Callable[..., Any]] = evaluator if isinstance(evaluator, list | tuple) else [evaluator]
+        self.metrics, primaries = {}, []
+        with torch.no_grad(), self._autocast():
+            for one in evaluators:
+                result = one(self.model)
+                # sentence-transformers' evaluators return a dict with a primary metric, older ones a number.
+                named = result if isinstance(result, dict) else {"score": float(result)}
+                primary = getattr(one, "primary_metric", None) or next(iter(named))
+                primaries.append(float(named[primary]))
+                self.metrics |= {name: float(value) for name, value in named.items()}
+        return primaries[0]
 
     def create_evaluator(
         self,
@@ -515,24 +525,19 @@ class EmbeddingTrainer:
     def _log_metrics(self, metrics: Mapping[str, float]) -> None:
         self._monitor.log_metrics(metrics, self.global_step)
 
-    def _scores(self, evaluator: Any) -> dict[str, float]:
-        evaluators: Sequence[Callable[..., Any]] = evaluator if isinstance(evaluator, list | tuple) else [evaluator]
-        self.metrics, scores = {}, []
-        with torch.no_grad(), self._autocast():
-            for one in evaluators:
-                result = one(self.model)
-                # sentence-transformers' evaluators return a dict with a primary metric, older ones a number.
-                named = result if isinstance(result, dict) else {"score": float(result)}
-                primary = getattr(one, "primary_metric", None) or next(iter(named))
-                scores.append(float(named[primary]))
-                self.metrics |= {name: float(value) for name, value in named.items()}
-        self._start_metrics = self._start_metrics or dict(self.metrics)
-        score = selection_score(self.metrics, self._start_metrics, self.config.selection, scores[0])
+    def _scores(self, evaluator: Any, is_start: bool = False) -> dict[str, float]:
+        """Evaluate; the score by which checkpoints are chosen, and all metrics, as they are logged."""
+        primary = self.evaluate(evaluator)
+        if is_start:
+            self._start_metrics = dict(self.metrics)
+        score = selection_score(self.metrics, self._start_metrics, self.config.selection, primary)
         return {"eval/score": score, **{f"eval/{name}": value for name, value in self.metrics.items()}}
 
     def _measure_and_keep_the_start(self, evaluator: Any) -> None:
         if evaluator is not None:
-            self._log_metrics(self._scores(evaluator))  # step 0: the base model, since fresh adapters change nothing
+            self._log_metrics(
+                self._scores(evaluator, is_start=True)
+            )  # step 0: the base model, since fresh adapters change nothing
         self._save_checkpoint()
 
     def _evaluate_and_save(self, evaluator: Any) -> None:
@@ -555,17 +560,20 @@ class EmbeddingTrainer:
         for step, adapter in {self.global_step: last, self.best_step: self._best_adapter}.items():
             for scale in self.config.adapter_scales:
                 load_adapter_state(self.model, scaled_adapter(adapter, scale))
-                score = self.evaluate(evaluator)
+                score = self._scores(evaluator)["eval/score"]
                 logger.info("Step %d, adapter times %g: score %.4f", step, scale, score)
-                found[step, scale] = score, dict(self.metrics), adapter_state(self.model)
+                if not math.isnan(score):
+                    found[step, scale] = score, dict(self.metrics), adapter_state(self.model)
         load_adapter_state(self.model, last)
+        if not found:  # an evaluator of one's own may give no number; the best checkpoint stays then, as trained
+            return
         (step, scale), (score, metrics, adapter) = max(found.items(), key=lambda item: item[1][0])
         self.best_score, self.best_step = score, step
         self.best_metrics, self._best_adapter = metrics | {"adapter_scale": scale}, adapter
 
     def _save_best(self) -> None:
         """The finished model: the best adapter merged in, or without one the present adapter."""
-        if not self.best_step:
+        if not self.best_metrics:
             save_finished_model(self.model, self.config, {"step": self.global_step})
             return
         present = adapter_state(self.model)
@@ -628,7 +636,7 @@ class EmbeddingTrainer:
             "optimiser_seconds": self.optimiser_seconds,
             "start_metrics": self._start_metrics,
             "best": {
-                "score": self.best_score if self.best_step else None,
+                "score": self.best_score if self.best_metrics else None,
                 "step": self.best_step,
                 "metrics": self.best_metrics,
             },
