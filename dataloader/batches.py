@@ -224,9 +224,15 @@ class BatchOrder:
         return iter([batches[number] for number in self._permutation(len(batches))])
 
     def _pass_sizes(self, kind: str, members: int) -> list[int]:
-        """Examples of each pass over a kind in an epoch: a weight of 2.5 is two whole passes and half of one."""
+        """Examples of each pass over a kind in an epoch: a weight of 2.5 is two whole passes and half of one.
+
+        A part that fills no batch is left out, or, where it is all there is of a kind, made one.
+        """
         whole, part = int(self._weights[kind]), round(self._weights[kind] % 1 * members)
-        return [members] * whole + [part] * bool(part) or [1]
+        least = min(self._batch_size, members)
+        if part < least:
+            part = 0 if whole else least
+        return [members] * whole + [part] * bool(part)
 
     def _one_pass(self, kind: str, members: list[int]) -> list[int]:
         order = [members[place] for place in self._permutation(len(members))]

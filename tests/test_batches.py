@@ -97,6 +97,17 @@ def test_a_batch_holds_one_kind_and_weights_are_passes():
     assert len(halves) > 1  # as is the half that is taken
 
 
+@pytest.mark.parametrize(
+    ("weight", "sizes"),
+    [(0.01, [4]), (0.3, [4]), (0.5, [4]), (1.0, [4, 4]), (1.2, [4, 4]), (1.5, [4, 4, 4])],
+    ids=["a part of a batch", "little", "half", "all", "all and no batch more", "all and half"],
+)
+def test_a_part_of_a_pass_is_at_least_a_batch(weight, sizes):
+    data = [pair(str(n), f"p{n}", "", n, "context") for n in range(8)]
+    loader = build_dataloader(data, config(objective=f"context={weight}", batch_size=4))
+    assert [len(batch) for batch in loader] == sizes and len(loader) == len(sizes)
+
+
 def test_questions_of_one_article_stand_together():
     data = [pair(str(n), str(n), "", n % 4) for n in range(32)]
     grouped = build_dataloader(data, config(article_group="4", batch_size=8))
