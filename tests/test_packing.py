@@ -190,6 +190,36 @@ def test_adapters_off_is_the_base_model(toy_model_dir, toy_config):
         torch.testing.assert_close(tuned(batch), base, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [None, torch.bfloat16])
+def test_adapters_that_are_merged_into_the_weights_count(toy_model, kind):
+    """PEFT merges behind the back of what tells that a tensor has changed."""
+    toy_model[0].model = get_peft_model(toy_model[0].model, LoraConfig(target_modules=QKV, lora_dropout=0))
+    for name, parameter in toy_model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    toy_model.eval()
+    encoder, batch = PackedEncoder(toy_model), pack(*flat_tokens(toy_model, TEXTS), CPU)
+    with torch.no_grad(), torch.autocast("cpu", dtype=kind, enabled=kind is not None):
+        before = encoder(batch)
+        toy_model[0].model.merge_adapter()
+        torch.testing.assert_close(encoder(batch), before, rtol=0, atol=1e-5 if kind is None else 0.02)
+        with toy_model[0].model.disable_adapter():
+            assert (encoder(batch) - before).abs().max() > 0.05
+
+
+def test_training_follows_an_evaluation_in_inference_mode(toy_model_dir, toy_config):
+    from sentence_transformers import SentenceTransformer
+
+    model = setup_lora_model(SentenceTransformer(str(toy_model_dir), device="cpu"), toy_config())
+    encoder, batch = PackedEncoder(model), pack(*flat_tokens(model, TEXTS), CPU)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.inference_mode():
+            encoder(batch)
+        embeddings = encoder(batch)
+    embeddings.sum().backward()
+    assert trainable_gradients(model)
+
+
 @pytest.mark.parametrize("different", [{"rank_pattern": {"query": 2}}, {"alpha_pattern": {"query": 64}}, {"use_dora": True}])
 def test_adapters_of_another_kind_are_not_left_out(toy_model, different):
     """Of unequal ranks or strengths in one block, or no plain LoRA: as PEFT itself computes them."""

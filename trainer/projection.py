@@ -52,8 +52,8 @@ class Projection:
         update: of `low_rank_updates`, for the same number format.
         """
         if update is None:
-            # Adapters of another kind: as PEFT computes them.
-            if any(map(_is_on, self.adapters)) or not all(map(_is_plain, self._modules)):
+            # Adapters of another kind, or merged into the weights, which then are not those that were joined: as PEFT does.
+            if not all(map(_is_off, self.adapters)) or not all(map(_is_plain, self._modules)):
                 with torch.autocast(source.device.type, dtype=kind, enabled=kind is not None):
                     return torch.cat([module(source) for module in self._modules], dim=-1)
             weight = self._joined("weight", kind)
@@ -91,7 +91,8 @@ class Projection:
         state = kind, *((tensor.data_ptr(), tensor._version) for tensor in tensors)
         kept = self._frozen.get(name)
         if kept is None or kept[0] != state:
-            kept = self._frozen[name] = state, torch.cat([tensor.detach() for tensor in tensors]).to(kind)
+            with torch.inference_mode(False):  # kept, and so not one that only inference may use
+                kept = self._frozen[name] = state, torch.cat([tensor.detach() for tensor in tensors]).to(kind)
         return kept[1]
 
     def copies(self) -> list[Tensor]:
@@ -171,6 +172,10 @@ class _AdaptedLinear(torch.autograd.Function):
 
 def _is_on(adapter: Any) -> bool:
     return not (adapter.merged or adapter.disable_adapters)
+
+
+def _is_off(adapter: Any) -> bool:
+    return adapter.disable_adapters and not adapter.merged
 
 
 def _is_plain(module: Any) -> bool:
