@@ -82,8 +82,13 @@ def test_the_best_negative_behind_more_relevant_documents_than_any_metric_looks_
     documents = torch.stack([angles.cos(), angles.sin()], dim=1)
     found = retrieval_metrics(documents[:1], documents, [np.arange(150)])
     assert found["negative_similarity"].tolist() == pytest.approx([math.cos(1)])
-    everything = retrieval_metrics(documents[:1], documents, [np.arange(151)])
-    assert everything["negative_similarity"].tolist() == [-1]
+    assert found["negative_similarity"].dtype == np.float64
+
+
+def test_where_every_document_is_relevant_there_is_no_negative():
+    documents = normalize(torch.randn(3, 4), dim=1)
+    found = retrieval_metrics(documents[:2], documents, [np.arange(3), np.arange(1)])
+    assert list(found) == [metric for metric in METRICS if metric != "negative_similarity"]
 
 
 def test_similarities_do_not_depend_on_the_blocks(monkeypatch):

@@ -31,14 +31,16 @@ def retrieval_metrics(
 
     Returns:
         Metric → (Q,) float64: those of `ranking_metrics`, and two mean cosines: `positive_similarity`, of the relevant
-        documents, and `negative_similarity`, of the best document that is not relevant (-1 where every document is).
+        documents, and `negative_similarity`, of the best document that is not relevant; it is left out where to some query
+        every document is.
     """
     depth = max(DEPTH, 1 + max(len(rows) for rows in relevant))  # deep enough to hold a document that is not relevant
     ranked, scores = top_documents(queries, documents, depth, query_block)
     hits = relevant_hits(ranked, relevant, len(documents))
     metrics = ranking_metrics(hits, np.array([len(rows) for rows in relevant]))
     metrics["positive_similarity"] = _mean_similarity(queries, documents, relevant)
-    metrics["negative_similarity"] = np.where(hits, -1.0, scores).max(axis=1)
+    if max(len(rows) for rows in relevant) < len(documents):
+        metrics["negative_similarity"] = np.where(hits, -1.0, scores).max(axis=1).astype(np.float64)
     return metrics
 
 
