@@ -16,6 +16,12 @@ def test_share_and_mean(p):
     assert len(out.unique()) == 2
 
 
+def test_nearly_all_dropped_is_not_all():
+    torch.manual_seed(0)
+    out = fast_dropout(torch.ones(100_000), 0.9999)
+    assert 0 < (out != 0).double().mean().item() < 2 / 256 and out.double().mean().item() == pytest.approx(1, abs=0.2)
+
+
 def test_every_byte_of_a_draw_has_the_same_chance():
     torch.manual_seed(0)
     columns = (fast_dropout(torch.ones(200_000, 8), 0.25) == 0).double().mean(dim=0)

@@ -170,6 +170,11 @@ def test_unknown_targets_are_all_named_beside_those_that_exist(toy_model, toy_co
     assert all(p.requires_grad for p in toy_model.parameters())  # the model is as it was
 
 
+def test_the_pooler_takes_no_adapter(toy_model, toy_config):
+    with pytest.raises(ConfigError, match=r"no linear layer 'pooler.dense'"):
+        setup_lora_model(toy_model, toy_config(lora_target_modules=["pooler.dense"]))
+
+
 def test_adapters_are_attached_once_only(toy_model, toy_config):
     model = setup_lora_model(toy_model, toy_config())
     with pytest.raises(ValueError, match="has LoRA adapters already"):

@@ -26,8 +26,8 @@ def fast_dropout(source: Tensor, p: float) -> Tensor:
 
 
 def drop_threshold(p: float) -> int:
-    """Random bytes below it drop: so many of 256; 0 only where p is."""
-    return max(1, round(p * _LEVELS)) if p else 0
+    """Random bytes below it drop: so many of 256; 0 only where p is, and never all."""
+    return min(max(1, round(p * _LEVELS)), _LEVELS - 1) if p else 0
 
 
 def kept_factor(threshold: int) -> float:

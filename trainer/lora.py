@@ -167,7 +167,10 @@ def _set_dropout(encoder: nn.Module, probability: float) -> None:
 
 
 def _check_targets(encoder: nn.Module, targets: list[str]) -> None:
-    linear = {name for name, module in encoder.named_modules() if isinstance(module, nn.Linear)}
+    # Not the pooler's: E5 does not use it, and PEFT puts no adapter there.
+    linear = {
+        name for name, module in encoder.named_modules() if isinstance(module, nn.Linear) and not name.startswith("pooler.")
+    }
     # PEFT matches a target against the end of a module's dotted name.
     missing = [t for t in targets if not any(name == t or name.endswith("." + t) for name in linear)]
     if missing:
