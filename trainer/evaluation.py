@@ -65,7 +65,7 @@ class RetrievalEvaluator:
         asked = [query_id for query_id in queries if any(d in position for d in relevant_docs.get(query_id, ()))]
         self.queries_available = len(asked)
         if max_queries and len(asked) > max_queries:
-            asked = sorted(random.Random(seed).sample(asked, max_queries), key=list(queries).index)
+            asked = [asked[n] for n in sorted(random.Random(seed).sample(range(len(asked)), max_queries))]
         if not asked:
             raise ValueError(f"{name}: no query has a relevant document in the corpus of {len(corpus):,}")
         self.query_texts = [queries[query_id] for query_id in asked]

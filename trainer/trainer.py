@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import operator
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -388,7 +387,7 @@ class EmbeddingTrainer:
         if not isinstance(batch, list):
             return batch
         queries, passages = ([example.texts[side] for example in batch] for side in (0, 1))
-        same = torch.tensor([[any(map(operator.eq, a.texts, b.texts)) for b in batch] for a in batch])
+        same = _equal(queries) | _equal(passages)
         rows = self.model.tokenizer(queries + passages, truncation=True, max_length=self.model.max_seq_length)["input_ids"]
         return {
             "tokens": torch.tensor([token for row in rows for token in row], dtype=torch.int32),
@@ -684,6 +683,13 @@ class EmbeddingTrainer:
         if state["identity"]["precision"] == self.precision:
             self._scaler.load_state_dict(state["scaler"])
         self._batches.restore(state["place"], tensors["random"])
+
+
+def _equal(texts: Sequence[str]) -> Tensor:
+    """(B, B) bool: which of the texts are equal."""
+    seen: dict[str, int] = {}
+    numbers = torch.tensor([seen.setdefault(text, len(seen)) for text in texts])
+    return numbers[:, None] == numbers[None, :]
 
 
 def _batch_length(batch: Any) -> int:
