@@ -261,10 +261,14 @@ class _SetBuilder:
 
 def _answer_set(articles: Sequence[Any], indices: Sequence[int]) -> RetrievalSet:
     builder = _SetBuilder()
+    unanswered = 0
     for article in _prepared(articles, indices, "pairs"):
         for qa in article["qas"]:
             for answer in qa["answers"] if qa["question"] else []:
                 builder.relate(qa["question"], answer)
+            unanswered += bool(qa["question"] and not qa["answers"])
+    if unanswered:
+        logger.warning("%d questions are left out of the answer task: no text of an answer", unanswered)
     return builder.build()
 
 

@@ -132,6 +132,13 @@ def test_no_training_pair_is_an_error_with_the_numbers():
 # --- retrieval: answers ---
 
 
+def test_questions_without_an_answer_are_counted(caplog):
+    with caplog.at_level(logging.WARNING):
+        found = held_out(page("", qa("가?", "나"), qa("다?", ""), qa("라?", "<b></b>")))
+    assert relevant_texts(found["answers"]) == {"가?": {"나"}}
+    assert "2 questions are left out of the answer task" in caplog.text
+
+
 def test_every_distinct_answer_is_one_document():
     sets = held_out(
         page("", qa("누구?", "<b>세종</b>"), qa("왕?", {"text": "세종"}), qa("언제?", ["1443년", "1443"])),
