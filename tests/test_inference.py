@@ -669,6 +669,23 @@ def test_search_of_a_file(
     assert capsys.readouterr().out.splitlines() == ["  산은?", *expected]
 
 
+def test_search_of_a_file_that_is_not_plain_text(
+    toy_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is read as `index` and `compare` read it."""
+    article = {"title": "제목", "paragraphs": [{"context": text, "qas": []} for text in PASSAGES]}
+    lines = [json.dumps({"passage": text, "title": "제목"}) for text in PASSAGES]
+    for name, content in (("a.json", json.dumps({"data": [article]})), ("a.jsonl", "\n".join(lines))):
+        (tmp_path / name).write_text(content)
+        arguments = ["--query", "산은?", "--passages", str(tmp_path / name), "--model_path", str(toy_model_dir)]
+        assert main(arguments) == 0
+        shown = {line.split("  ")[-1] for line in capsys.readouterr().out.splitlines()[1:]}
+        assert shown == set(PASSAGES)
+    (tmp_path / "a.jsonl").write_text("{")
+    assert main(arguments) == 1
+    assert "a.jsonl, line 1, column 2: is not JSON" in capsys.readouterr().err
+
+
 def test_a_long_passage_is_shown_by_its_beginning(capsys: pytest.CaptureFixture[str]) -> None:
     inference.print_results("q", [{"rank": 1, "score": 0.5, "passage": "가" * 1500, "index": 0}])
     assert capsys.readouterr().out.splitlines()[1] == f"   1  0.500  {'가' * 300}… (1,200 more characters)"
