@@ -201,7 +201,9 @@ def _read_korquad(options: argparse.Namespace, settings: TrainingConfig, models:
     part = options.split or ("held_out" if split_is_given or _trained_here(options, models) else "all")
     if part not in PARTS:
         raise EvaluateError(f"--split is {part!r}: give one of {', '.join(PARTS)}")
-    dataset = load_cached_dataset(options.data, settings.num_workers, window=window_size(settings))
+    dataset = load_cached_dataset(
+        options.data, settings.num_workers, skip_bad_files=options.skip_bad_files, window=window_size(settings)
+    )
     sets = prepare_retrieval_sets(dataset, settings, part)
     if not sets:
         raise EvaluateError(f"{options.data}: no question in its {part} articles. Give another --split, such as all.")
@@ -274,6 +276,9 @@ def _parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     for name, kind in zip(SPLIT_SETTINGS, ("FLOAT", "FLOAT", "INT"), strict=True):
         parser.add_argument(f"--{name}", metavar=kind, help="as in train.py (default: the model's, on its own data)")
+    parser.add_argument(
+        "--skip_bad_files", action="store_true", help="go on without KorQuAD files that cannot be read (they are listed)"
+    )
     parser.add_argument(
         "--max_queries", metavar="INT", type=_count, default=0, help="ask a seeded sample; 0 = all (default)"
     )

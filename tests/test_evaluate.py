@@ -175,6 +175,18 @@ def test_a_folder_in_beir_s_layout(run, beir, trained, few_articles, tmp_path):
     assert "question → documents: 2 questions, 3 documents" in run("model", "--data", beir, "--split", "dev")[1]
 
 
+def test_a_broken_file_is_named_or_skipped(run, few_articles, toy_model_dir, tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    shutil.copy(few_articles, folder)
+    (folder / "broken.json").write_text('{"data": [')
+    asked = ("base", "--base", toy_model_dir, "--data", folder)
+    status, out, err = run(*asked)
+    assert (status, out) == (1, "") and "broken.json: line 1" in err and "without them: --skip_bad_files." in err
+    status, out, err = run(*asked, "--skip_bad_files")
+    assert status == 0 and "all 20 articles" in out and "broken.json: line 1" in err
+
+
 # --- what a user can get wrong --------------------------------------------------------------------------------
 
 

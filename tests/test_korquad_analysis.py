@@ -218,6 +218,8 @@ def test_broken_files_are_all_named_or_left_out(root, tmp_path, caplog):
     dataset, found = measure.measure_files(files, 1, skip_bad_files=True, verbose=False)
     assert (dataset["total_files"], len(dataset["skipped"]), found.qa_pairs) == (2, 2, 4)
     assert "torn.json" in caplog.text
+    with pytest.raises(DatasetError, match="Nothing could be read"):
+        measure.measure_files(files[2:], 1, skip_bad_files=True, verbose=False)
 
 
 def test_a_worker_that_dies_is_an_error_that_says_what_to_do(root, monkeypatch):
