@@ -141,10 +141,14 @@ def prepare_training_data(
         articles, train, config.max_samples, tuple(objective_weights(config.objective)), window_size(config)
     )
     if not pairs:
+        remedy = "Give more articles or a larger train_split."
+        if len(articles) < 2:  # of which no train_split leaves one to train on
+            held = "hold one article" if articles else "hold none"
+            remedy = f"The files {held}: at least two are needed, one to train on and one to hold out."
         raise DatasetError(
             f"no training pair: {len(articles)} articles with train_split {config.train_split} and val_split"
             f" {config.val_split} leave {len(train)} to train on, with {counts.questions} questions that gave"
-            f" no pair. Give more articles or a larger train_split."
+            f" no pair. {remedy}"
         )
     val_pairs, _ = extract_pairs(articles, val)
     logger.info(
