@@ -206,6 +206,8 @@ def _read_korquad(options: argparse.Namespace, settings: TrainingConfig, models:
     )
     sets = prepare_retrieval_sets(dataset, settings, part)
     if not sets:
+        if part == "all":
+            raise EvaluateError(f"{options.data} holds no question with an answer. Give other --data.")
         raise EvaluateError(f"{options.data}: no question in its {part} articles. Give another --split, such as all.")
     titles = {index: dataset["articles"][index]["title"] for index in articles_of_part(dataset, settings, part)}
     described = f"all {len(titles):,} articles"

@@ -216,7 +216,8 @@ def prepare_retrieval_sets(dataset: dict[str, Any], config: "TrainingConfig", pa
         logger.info("%s, %s: %d queries, %d documents", part, task, len(found.queries), len(found.corpus))
     empty = [task for task, found in tasks.items() if not found.queries]
     if empty:
-        logger.warning("the %s articles hold no question for: %s", part, ", ".join(empty))
+        which = "articles" if part == "all" else f"{part} articles"
+        logger.warning("the %s hold no question for: %s", which, ", ".join(empty))
     return {task: found for task, found in tasks.items() if found.queries}
 
 

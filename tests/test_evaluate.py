@@ -201,6 +201,7 @@ def test_a_broken_file_is_named_or_skipped(run, few_articles, toy_model_dir, tmp
             1,
             "no question in its validation articles",
         ),
+        (["base", "--data", "{none}"], 1, "none.json holds no question with an answer. Give other --data."),
         (["base", "--data", "{beir}", "--split", "train"], 1, "the splits there are: dev, test"),
         (["base", "--data", "{beir}", "--split_seed", "1"], 1, "without articles to split: leave out --split_seed"),
         (["{toy}", "{toy}/", "--data", "{few}"], 1, "is named twice"),
@@ -210,8 +211,11 @@ def test_a_broken_file_is_named_or_skipped(run, few_articles, toy_model_dir, tmp
         (["base", "--base", "no/such-base", "--data", "{few}"], 1, "No source has 'no/such-base'"),
     ],
 )
-def test_what_a_user_can_get_wrong_ends_in_a_message(run, options, status, said, few_articles, beir, toy_model_dir):
-    filled = [option.format(few=few_articles, beir=beir, toy=toy_model_dir) for option in options]
+def test_what_a_user_can_get_wrong_ends_in_a_message(
+    run, options, status, said, few_articles, beir, toy_model_dir, tmp_path
+):
+    (none := tmp_path / "none.json").write_text('{"data": []}')
+    filled = [option.format(few=few_articles, beir=beir, toy=toy_model_dir, none=none) for option in options]
     base = [] if "--base" in filled else ["--base", toy_model_dir]
     found, out, err = run(*filled, *base)
     assert (found, out) == (status, "") and said in err and "Traceback" not in err

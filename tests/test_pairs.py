@@ -181,7 +181,9 @@ def test_an_unknown_part_is_refused_and_an_empty_one_said(caplog):
         prepare_retrieval_sets(eight_articles(), config(), "test")
     with caplog.at_level(logging.WARNING):
         assert prepare_retrieval_sets(eight_articles(), config(val_split=0), "validation") == {}
+        assert prepare_retrieval_sets(dataset(), config(), "all") == {}
     assert "the validation articles hold no question for: answers, paragraphs" in caplog.text
+    assert "the articles hold no question for: answers, paragraphs" in caplog.text
 
 
 # --- retrieval: paragraphs ---
