@@ -18,6 +18,7 @@ import contextlib
 import json
 import logging
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -632,7 +633,8 @@ def _run_index(options: argparse.Namespace) -> None:
         engine = _load_engine(options)
         _index_documents(engine, documents)
         engine.save(options.out)
-    print(f'{options.out}: {len(documents):,} passages. Ask: python inference.py search {options.out} "질문"')
+    ask = f'python inference.py search {shlex.quote(options.out)} "질문"'
+    print(f"{options.out}: {len(documents):,} passages. Ask: {ask}")
 
 
 def _read_all(files: Sequence[str]) -> list[Document]:

@@ -746,9 +746,10 @@ def made(toy_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     lines = [{"passage": "부산은 항구이다.", "id": "부산", "title": "부산"}, {"text": "가나다 " * 60}]
     (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, lines)))
     files = [str(tmp_path / "a.txt"), str(tmp_path / "b.jsonl")]
-    assert main(["index", *files, "--out", str(tmp_path / "made"), "--model_path", str(toy_model_dir)]) == 0
-    assert f"{tmp_path / 'made'}: 6 passages. Ask: python inference.py search" in capsys.readouterr().out
-    return tmp_path / "made"
+    out = tmp_path / "made here"
+    assert main(["index", *files, "--out", str(out), "--model_path", str(toy_model_dir)]) == 0
+    assert f"{out}: 6 passages. Ask: python inference.py search '{out}' \"질문\"" in capsys.readouterr().out
+    return out
 
 
 def ask(*arguments: str | Path) -> int:
@@ -824,7 +825,7 @@ def test_the_prompt_in_a_terminal(made: Path) -> None:
 
 @pytest.mark.long
 def test_a_reader_that_goes_away_is_no_error(made: Path) -> None:
-    command = f"{sys.executable} {REPOSITORY / 'inference.py'} search {made} --json < {made.parent / 'many.txt'} | head -1"
+    command = f"{sys.executable} {REPOSITORY / 'inference.py'} search '{made}' --json < {made.parent / 'many.txt'} | head -1"
     (made.parent / "many.txt").write_text("산은?\n" * 100, encoding="utf-8")
     result = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=300)
     assert result.returncode == 0 and result.stdout.count("\n") == 1

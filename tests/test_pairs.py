@@ -125,7 +125,7 @@ def test_max_samples_keeps_a_prefix_and_all_of_validation():
 def test_no_training_pair_is_an_error_with_the_numbers():
     with pytest.raises(ValueError, match=r"no training pair: 1 articles with train_split 0\.5.*leave 0"):
         prepare_training_data(dataset(page("", qa("?", "답"))), config())
-    with pytest.raises(ValueError, match="leave 1 to train on, with 1 questions.*Give more articles or a larger"):
+    with pytest.raises(ValueError, match=r"leave 1 to train on, with 1 questions.*Give more articles or a larger"):
         prepare_training_data(dataset(*[page("", qa("질문?", "<br>"))] * 2), config())
 
 

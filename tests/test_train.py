@@ -36,7 +36,7 @@ def run_train(*options: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProc
 @pytest.fixture(scope="module")
 def finished(own_cache, toy_model_dir, tmp_path_factory):
     """(folder, process) of a run: 32 pairs in batches of 8 are 4 steps an epoch; two epochs."""
-    folder = tmp_path_factory.mktemp("run")
+    folder = tmp_path_factory.mktemp("a run")
     process = run_train(
         *["--model_name", str(toy_model_dir), "--dataset_root", str(SAMPLE), "--output_dir", str(folder / "model")],
         *["--log_dir", str(folder / "logs"), "--max_samples", "32", "--batch_size", "8", "--num_epochs", "2"],
@@ -127,11 +127,12 @@ def test_verdict_names_both_tasks_and_equals_the_saved_numbers(finished):
 
 
 def test_output_says_what_was_chosen_and_why(finished):
-    _, process = finished
+    folder, process = finished
     assert " * batch_size" in process.stdout and "(default 16)" in process.stdout
     assert "Training on cpu (no GPU), in fp16 (precision=fp16 was asked for)" in process.stderr
     assert "Warm-up shortened from 500 to 0 steps" in process.stderr
     assert "trains" in process.stdout and "parameters" in process.stdout
+    assert f"Search with it: python inference.py --model_path '{folder}/model'" in process.stdout
     assert "Traceback" not in process.stderr and "Warning" not in process.stderr
 
 
