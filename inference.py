@@ -796,7 +796,9 @@ def _parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         parser = argparse.ArgumentParser(f"{_PROGRAM} {name}", description=what, allow_abbrev=False)
         add_options(parser)
         _add_model_options(parser)
-        return argparse.Namespace(**vars(parser.parse_args(arguments)), run=run)
+        options = parser.parse_args(arguments)
+        _refuse_empty_questions(parser, getattr(options, "query", None))
+        return argparse.Namespace(**vars(options), run=run)
     parser = argparse.ArgumentParser(
         _PROGRAM,
         description="Search passages with the finished model. Without --query: three examples.",
@@ -816,6 +818,15 @@ def _parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     if options.query is not None and not options.query.strip():
         parser.error("--query is empty: ask a question")
     return argparse.Namespace(**vars(options), run=_run_examples)
+
+
+def _refuse_empty_questions(parser: argparse.ArgumentParser, asked: str | list[str] | None) -> None:
+    """End the program before any model is loaded. `asked`: of `search` one question or none, of `compare` several."""
+    if isinstance(asked, str) and not asked.strip():
+        parser.error("QUESTION is empty: ask a question")
+    for number, question in enumerate(asked if isinstance(asked, list) else [], 1):
+        if not question.strip():
+            parser.error(f"question {number} of --query is empty: ask a question")
 
 
 def _add_index_options(parser: argparse.ArgumentParser) -> None:

@@ -883,7 +883,7 @@ def test_index_where_something_else_is(made: Path, capsys: pytest.CaptureFixture
         assert message in capsys.readouterr().err  # before the model is looked for
     assert ask(other, "?") == 1
     assert "holds no index" in capsys.readouterr().err
-    assert ask(made, " ") == 1
+    assert ask(made, "query: ") == 1
     assert "The query is empty" in capsys.readouterr().err
 
 
@@ -1001,7 +1001,10 @@ def test_wrong_arguments_of_commands(capsys: pytest.CaptureFixture[str]) -> None
         (["search"], "required: DIR"),
         (["search", "i", "q", "--top_k", "0"], "at least 1"),
         (["search", "i", "--query", "q"], "unrecognized arguments"),
+        (["search", "i", ""], "QUESTION is empty: ask a question"),
         (["compare", "--top_k", "0"], "at least 1"),
+        (["compare", "--query", ""], "question 1 of --query is empty: ask a question"),
+        (["compare", "--query", "산은?", " ", "빛은?"], "question 2 of --query is empty: ask a question"),
         (["serve", "--port", "65536"], "from 0 to 65535, not '65536'"),
     ):
         with pytest.raises(SystemExit) as ended:
