@@ -201,9 +201,12 @@ def _read_korquad(options: argparse.Namespace, settings: TrainingConfig, models:
     part = options.split or ("held_out" if split_is_given or _trained_here(options, models) else "all")
     if part not in PARTS:
         raise EvaluateError(f"--split is {part!r}: give one of {', '.join(PARTS)}")
-    dataset = load_cached_dataset(
-        options.data, settings.num_workers, skip_bad_files=options.skip_bad_files, window=window_size(settings)
-    )
+    try:
+        dataset = load_cached_dataset(
+            options.data, settings.num_workers, skip_bad_files=options.skip_bad_files, window=window_size(settings)
+        )
+    except FileNotFoundError as error:
+        raise EvaluateError(str(error).replace("--dataset_root", "--data", 1)) from None
     sets = prepare_retrieval_sets(dataset, settings, part)
     if not sets:
         if part == "all":

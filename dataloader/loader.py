@@ -107,7 +107,7 @@ def _existing(root: Path) -> Path:
         if path.exists():
             return path
     raise FileNotFoundError(
-        f"dataset_root {root} does not exist (looked in {Path.cwd()}). Give the folder that holds"
+        f"--dataset_root {root} does not exist (looked in {Path.cwd()}). Give the folder that holds"
         f" KorQuAD_2.1_train_00 and its siblings or their archives, a folder of *.json, or one KorQuAD JSON file."
     )
 

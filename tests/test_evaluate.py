@@ -193,7 +193,7 @@ def test_a_broken_file_is_named_or_skipped(run, few_articles, toy_model_dir, tmp
 @pytest.mark.parametrize(
     ("options", "status", "said"),
     [
-        (["base", "--data", "no/such"], 1, "no/such does not exist"),
+        (["base", "--data", "no/such"], 1, "Error: --data no/such does not exist (looked in "),
         (["base", "--data", "{few}", "--split", "test"], 1, "--split is 'test': give one of held_out, validation, all"),
         (["base", "--data", "{few}", "--train_split", "2"], 2, "--train_split: must be above 0 and below 1, not 2"),
         (

@@ -159,7 +159,7 @@ def test_a_finished_model_is_not_overwritten_unasked(finished, toy_model_dir):
     [
         (["--batch_siz", "8"], 2, "did you mean --batch_size?"),
         (["--learning_rate", "-1", "--train_split", "1"], 2, "--train_split: must be"),
-        (["--dataset_root", "no/such/folder"], 1, "no/such/folder does not exist"),
+        (["--dataset_root", "no/such/folder"], 1, "Error: --dataset_root no/such/folder does not exist"),
         (["--dataset_root", str(SAMPLE), "--lora_target_modules", "qeury"], 2, "no linear layer 'qeury'"),
         (["--dataset_root", str(SAMPLE), "--model_name", "no/such-model"], 1, "no/such-model"),
         (["--dataset_root", str(SAMPLE), "--train_split", "0.001"], 1, "no training pair"),
