@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import signal
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -303,8 +305,16 @@ def _count(text: str) -> int:
 def _new_file(text: str) -> Path:
     """A file that can be written, as far as can be told before hours of measuring."""
     path = Path(text)
-    if path.is_dir() or not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} cannot be written: give a file in a folder that is there")
+    try:
+        if path.is_dir() or not path.parent.is_dir():
+            raise argparse.ArgumentTypeError(f"{text} cannot be written: give a file in a folder that is there")
+        if not path.exists():
+            with tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(path))):
+                pass
+        elif not os.access(path, os.W_OK):  # not opened: who reads from a pipe would take its end for the answer
+            raise argparse.ArgumentTypeError(f"{text} may not be written to: give another file")
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text} cannot be written ({error.strerror}): give another file") from None
     return path
 
 

@@ -228,13 +228,27 @@ def test_what_a_user_can_get_wrong_ends_in_a_message(
         (["base", "--data", "x", "--max_queries", "-1"], "must be a whole number of at least 0, not '-1'"),
         (["base", "--data", "x", "--json", "no/such/folder/x.json"], "cannot be written: give a file in a folder"),
         (["base", "--data", "x", "--figure", "."], "cannot be written: give a file in a folder"),
+        (["base", "--data", "x", "--json", "link.json"], "link.json cannot be written (No such file or directory): give"),
+        (["base", "--data", "x", "--figure", "a" * 300], "cannot be written (File name too long): give another file"),
     ],
 )
 def test_wrong_options_end_the_program_at_once(options, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    Path("link.json").symlink_to("no/such/folder/x.json")
     with pytest.raises(SystemExit, match="2"):
         evaluate.main(options)
     assert said in capsys.readouterr().err
+
+
+def test_what_may_not_be_written_is_said_at_once_and_nothing_is_left(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("kept.json").write_text("kept")
+    assert [evaluate._new_file(name) for name in ("kept.json", "new.json")] == [Path("kept.json"), Path("new.json")]
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.json"] and Path("kept.json").read_text() == "kept"
+    monkeypatch.setattr(evaluate.os, "access", lambda *_: False)  # whoever runs this, root included
+    with pytest.raises(SystemExit, match="2"):
+        evaluate.main(["base", "--data", "x", "--json", "kept.json"])
+    assert "kept.json may not be written to: give another file" in capsys.readouterr().err
 
 
 def test_an_interrupt_ends_in_one_line(run, few_articles, toy_model_dir, monkeypatch):

@@ -712,6 +712,14 @@ def test_output_folder_that_is_a_file(root, tmp_path, capsys):
     assert "is a file: name a folder" in capsys.readouterr().err
 
 
+def test_an_output_folder_that_cannot_be_made_is_said_before_the_work(tmp_path, capsys):
+    (tmp_path / "taken").touch()
+    folder = tmp_path / "taken" / "deep"
+    assert eda.main(["--dataset_root", "no/such", "--output_dir", str(folder)]) == 1
+    said = f"Error: --output_dir {folder}: cannot be written to (Not a directory). Name another folder.\n"
+    assert capsys.readouterr().err == said
+
+
 @pytest.mark.parametrize("command", [["eda/korquad_analysis.py"], ["-m", "eda.korquad_analysis"]])
 def test_runs_from_the_repository_root(command, root, tmp_path, toy_model_dir):
     options = ["--dataset_root", str(root), "--output_dir", str(tmp_path / "out"), "--model_name", str(toy_model_dir)]
