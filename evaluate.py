@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from config import ConfigError, TrainingConfig
+from config import ConfigError, TrainingConfig, objective_weights
 from dataloader import (
     DatasetError,
     RetrievalSet,
@@ -31,7 +31,7 @@ from dataloader import (
 )
 from dataloader.beir import is_beir, load_beir
 from dataloader.loader import WorkerError
-from dataloader.pairs import articles_of_part
+from dataloader.pairs import articles_of_part, extract_pairs
 
 logger = logging.getLogger("evaluate")
 
@@ -162,7 +162,7 @@ def _trained_here(options: argparse.Namespace, models: Sequence[Model]) -> Train
 
 
 def _seen_in_training(model: Model, asked: Asked) -> dict[str, Any]:
-    """How much of what is asked is in the articles that trained a model or chose its checkpoint, by title and by question.
+    """How much of what is asked trained a model or chose its checkpoint, by title of the articles and by question.
 
     `articles` and `questions` are None where that cannot be told; `note` says it in a sentence.
     """
@@ -181,9 +181,8 @@ def _seen_in_training(model: Model, asked: Asked) -> dict[str, Any]:
     except (DatasetError, OSError):
         gone = f"its training data, {config.dataset_root}, cannot be read here"
         return unknown | {"note": f"{model.name}: whether it has seen this in training is not known ({gone})."}
-    indices = [*articles_of_part(dataset, config, "training"), *articles_of_part(dataset, config, "validation")]
-    titles = {dataset["articles"][index]["title"] for index in indices} - {""}
-    questions = {qa["question"] for index in indices for qa in dataset["articles"][index]["qas"]}
+    logger.info("Preparing the training pairs of %s again, to tell what it has seen", model.name)
+    titles, questions = _titles_and_questions(dataset, config)
     n_articles, n_questions = sum(title in titles for title in asked.titles.values()), len(asked.questions & questions)
     seen = f"{n_questions:,} of the {len(asked.questions):,} questions"
     if asked.titles:
@@ -192,6 +191,19 @@ def _seen_in_training(model: Model, asked: Asked) -> dict[str, Any]:
     if n_articles or n_questions:
         note = f"NO FAIR TEST: {note}"
     return {"articles": n_articles, "questions": n_questions, "note": note}
+
+
+def _titles_and_questions(dataset: dict[str, Any], config: TrainingConfig) -> tuple[set[str], set[str]]:
+    """Titles and questions, cleaned, of what was trained on, by `max_samples` and `objective`, and of what validated."""
+    articles, training = dataset["articles"], articles_of_part(dataset, config, "training")
+    pairs, _ = extract_pairs(articles, training, config.max_samples, tuple(objective_weights(config.objective)))
+    seen: dict[int, list[Any]] = {index: articles[index]["qas"] for index in articles_of_part(dataset, config, "validation")}
+    trained_on = {(pair.article, pair.id, pair.answer) for pair in pairs}  # a file may give all questions one id
+    for index in training:
+        for qa in articles[index]["qas"]:
+            if (index, qa["id"], *qa["answers"][:1]) in trained_on:
+                seen.setdefault(index, []).append(qa)
+    return {articles[index]["title"] for index in seen} - {""}, {qa["question"] for qas in seen.values() for qa in qas}
 
 
 # --- data -----------------------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ from matplotlib import image
 
 import evaluate
 from config import TrainingConfig
+from dataloader import load_cached_dataset, window_size
+from dataloader.pairs import split_articles
 from trainer.ranking import METRICS, RANKING_METRICS
 
 SAMPLE = Path(__file__).resolve().parent.parent / "data" / "sample"
@@ -112,6 +114,23 @@ def test_a_copy_of_the_training_data_is_recognised_by_its_titles(run, trained, f
     _, out, _ = run("model", "--data", copy)
     assert "all 20 articles" in out
     assert "NO FAIR TEST: model has seen 12 of the 20 articles (by title) and " in out
+
+
+@pytest.mark.parametrize("objective", ["answer", "keyword=1,context=1"])
+def test_what_max_samples_left_out_was_not_seen(run, trained, few_articles, tmp_path, objective):
+    copy = shutil.copy(few_articles, tmp_path / "copy.json")
+    config = TrainingConfig(train_split=0.6, max_samples=5, objective=objective, max_seq_length=128)
+    trained("model", few_articles, train_split=0.6, max_samples=5, objective=objective)
+    dataset = load_cached_dataset(few_articles, 0, verbose=False, window=window_size(config))
+    training, validation, _ = split_articles(20, config)
+    first = [(index, qa["question"]) for index in training for qa in dataset["articles"][index]["qas"]][:5]
+    expected = {question for _, question in first}
+    expected |= {qa["question"] for index in validation for qa in dataset["articles"][index]["qas"]}
+    run("model", "--data", copy, "--json", "result.json")
+    seen = read(tmp_path / "result.json")["seen_in_training"]["model"]
+    assert seen["questions"] == len(expected) < 20
+    assert seen["articles"] == len({index for index, _ in first}) + len(validation) == 2
+    assert seen["note"].startswith("NO FAIR TEST: model has seen 2 of the 20 articles (by title) and ")
 
 
 def test_the_command_line_decides_about_the_split(run, trained, few_articles, toy_model_dir):
