@@ -12,13 +12,15 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import signal
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from config import ConfigError, TrainingConfig
+from config import ConfigError, TrainingConfig, objective_weights
 from dataloader import (
     DatasetError,
     RetrievalSet,
@@ -29,7 +31,7 @@ from dataloader import (
 )
 from dataloader.beir import is_beir, load_beir
 from dataloader.loader import WorkerError
-from dataloader.pairs import articles_of_part
+from dataloader.pairs import articles_of_part, extract_pairs
 
 logger = logging.getLogger("evaluate")
 
@@ -160,7 +162,7 @@ def _trained_here(options: argparse.Namespace, models: Sequence[Model]) -> Train
 
 
 def _seen_in_training(model: Model, asked: Asked) -> dict[str, Any]:
-    """How much of what is asked is in the articles that trained a model or chose its checkpoint, by title and by question.
+    """How much of what is asked trained a model or chose its checkpoint, by title of the articles and by question.
 
     `articles` and `questions` are None where that cannot be told; `note` says it in a sentence.
     """
@@ -179,9 +181,8 @@ def _seen_in_training(model: Model, asked: Asked) -> dict[str, Any]:
     except (DatasetError, OSError):
         gone = f"its training data, {config.dataset_root}, cannot be read here"
         return unknown | {"note": f"{model.name}: whether it has seen this in training is not known ({gone})."}
-    indices = [*articles_of_part(dataset, config, "training"), *articles_of_part(dataset, config, "validation")]
-    titles = {dataset["articles"][index]["title"] for index in indices} - {""}
-    questions = {qa["question"] for index in indices for qa in dataset["articles"][index]["qas"]}
+    logger.info("Preparing the training pairs of %s again, to tell what it has seen", model.name)
+    titles, questions = _titles_and_questions(dataset, config)
     n_articles, n_questions = sum(title in titles for title in asked.titles.values()), len(asked.questions & questions)
     seen = f"{n_questions:,} of the {len(asked.questions):,} questions"
     if asked.titles:
@@ -190,6 +191,19 @@ def _seen_in_training(model: Model, asked: Asked) -> dict[str, Any]:
     if n_articles or n_questions:
         note = f"NO FAIR TEST: {note}"
     return {"articles": n_articles, "questions": n_questions, "note": note}
+
+
+def _titles_and_questions(dataset: dict[str, Any], config: TrainingConfig) -> tuple[set[str], set[str]]:
+    """Titles and questions, cleaned, of what was trained on, by `max_samples` and `objective`, and of what validated."""
+    articles, training = dataset["articles"], articles_of_part(dataset, config, "training")
+    pairs, _ = extract_pairs(articles, training, config.max_samples, tuple(objective_weights(config.objective)))
+    seen: dict[int, list[Any]] = {index: articles[index]["qas"] for index in articles_of_part(dataset, config, "validation")}
+    trained_on = {(pair.article, pair.id, pair.answer) for pair in pairs}  # a file may give all questions one id
+    for index in training:
+        for qa in articles[index]["qas"]:
+            if (index, qa["id"], *qa["answers"][:1]) in trained_on:
+                seen.setdefault(index, []).append(qa)
+    return {articles[index]["title"] for index in seen} - {""}, {qa["question"] for qas in seen.values() for qa in qas}
 
 
 # --- data -----------------------------------------------------------------------------------------------------
@@ -201,9 +215,16 @@ def _read_korquad(options: argparse.Namespace, settings: TrainingConfig, models:
     part = options.split or ("held_out" if split_is_given or _trained_here(options, models) else "all")
     if part not in PARTS:
         raise EvaluateError(f"--split is {part!r}: give one of {', '.join(PARTS)}")
-    dataset = load_cached_dataset(options.data, settings.num_workers, window=window_size(settings))
+    try:
+        dataset = load_cached_dataset(
+            options.data, settings.num_workers, skip_bad_files=options.skip_bad_files, window=window_size(settings)
+        )
+    except FileNotFoundError as error:
+        raise EvaluateError(str(error).replace("--dataset_root", "--data", 1)) from None
     sets = prepare_retrieval_sets(dataset, settings, part)
     if not sets:
+        if part == "all":
+            raise EvaluateError(f"{options.data} holds no question with an answer. Give other --data.")
         raise EvaluateError(f"{options.data}: no question in its {part} articles. Give another --split, such as all.")
     titles = {index: dataset["articles"][index]["title"] for index in articles_of_part(dataset, settings, part)}
     described = f"all {len(titles):,} articles"
@@ -275,6 +296,9 @@ def _parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     for name, kind in zip(SPLIT_SETTINGS, ("FLOAT", "FLOAT", "INT"), strict=True):
         parser.add_argument(f"--{name}", metavar=kind, help="as in train.py (default: the model's, on its own data)")
     parser.add_argument(
+        "--skip_bad_files", action="store_true", help="go on without KorQuAD files that cannot be read (they are listed)"
+    )
+    parser.add_argument(
         "--max_queries", metavar="INT", type=_count, default=0, help="ask a seeded sample; 0 = all (default)"
     )
     parser.add_argument("--base", metavar="MODEL", help="the base row's model (default: the one that was fine-tuned)")
@@ -293,8 +317,16 @@ def _count(text: str) -> int:
 def _new_file(text: str) -> Path:
     """A file that can be written, as far as can be told before hours of measuring."""
     path = Path(text)
-    if path.is_dir() or not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} cannot be written: give a file in a folder that is there")
+    try:
+        if path.is_dir() or not path.parent.is_dir():
+            raise argparse.ArgumentTypeError(f"{text} cannot be written: give a file in a folder that is there")
+        if not path.exists():
+            with tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(path))):
+                pass
+        elif not os.access(path, os.W_OK):  # not opened: who reads from a pipe would take its end for the answer
+            raise argparse.ArgumentTypeError(f"{text} may not be written to: give another file")
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text} cannot be written ({error.strerror}): give another file") from None
     return path
 
 

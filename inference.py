@@ -1,6 +1,6 @@
 """Search with the finished model: a Korean question → the passages that answer it.
 
-On the command line, three examples, or a text file with one passage a line; and in Python:
+On the command line, three examples, or a file of passages; and in Python:
 
     python inference.py
     python inference.py --query "한글은 누가 만들었는가?" --passages FILE --top_k 5
@@ -18,6 +18,7 @@ import contextlib
 import json
 import logging
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -56,6 +57,7 @@ _REMEMBERED_LISTS = 8  # of passages given to `search`,
 _REMEMBERED_WINDOWS = 200_000  # and no more than this of them in all: 0.4 GB
 _QUIET_BATCHES = 4  # longer work shows a progress bar
 _SHOWN_CHARACTERS = 300  # of a passage in the command line's answer
+_FILES_HELP = ".jsonl: one object a line; .json: KorQuAD; else text, one passage a line (UTF-8 or CP949)"
 
 
 class E5KorQuADInference(ToolEmbeddings):
@@ -616,9 +618,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run_examples(options: argparse.Namespace) -> None:
     """Without a command: one question and a file of passages, or three examples."""
-    passages = read_passages(options.passages) if options.passages is not None else []
+    documents = _read_all([options.passages]) if options.passages is not None else []
     engine = _load_engine(options)
-    if passages:
+    if documents:
+        passages = [document.passage for document in documents]
         print_results(options.query, engine.search(options.query, passages, options.top_k))
     else:
         print_examples(engine, options.top_k)
@@ -630,7 +633,8 @@ def _run_index(options: argparse.Namespace) -> None:
         engine = _load_engine(options)
         _index_documents(engine, documents)
         engine.save(options.out)
-    print(f'{options.out}: {len(documents):,} passages. Ask: python inference.py search {options.out} "질문"')
+    ask = f'python inference.py search {shlex.quote(options.out)} "질문"'
+    print(f"{options.out}: {len(documents):,} passages. Ask: {ask}")
 
 
 def _read_all(files: Sequence[str]) -> list[Document]:
@@ -792,7 +796,9 @@ def _parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         parser = argparse.ArgumentParser(f"{_PROGRAM} {name}", description=what, allow_abbrev=False)
         add_options(parser)
         _add_model_options(parser)
-        return argparse.Namespace(**vars(parser.parse_args(arguments)), run=run)
+        options = parser.parse_args(arguments)
+        _refuse_empty_questions(parser, getattr(options, "query", None))
+        return argparse.Namespace(**vars(options), run=run)
     parser = argparse.ArgumentParser(
         _PROGRAM,
         description="Search passages with the finished model. Without --query: three examples.",
@@ -803,7 +809,7 @@ def _parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("--query", metavar="TEXT", help="the question; needs --passages")
-    parser.add_argument("--passages", metavar="FILE", help="text file, one passage a line (UTF-8 or CP949)")
+    parser.add_argument("--passages", metavar="FILE", help=f"where to look. {_FILES_HELP}")
     _add_top_k(parser)
     _add_model_options(parser)
     options = parser.parse_args(arguments)
@@ -814,10 +820,17 @@ def _parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     return argparse.Namespace(**vars(options), run=_run_examples)
 
 
+def _refuse_empty_questions(parser: argparse.ArgumentParser, asked: str | list[str] | None) -> None:
+    """End the program before any model is loaded. `asked`: of `search` one question or none, of `compare` several."""
+    if isinstance(asked, str) and not asked.strip():
+        parser.error("QUESTION is empty: ask a question")
+    for number, question in enumerate(asked if isinstance(asked, list) else [], 1):
+        if not question.strip():
+            parser.error(f"question {number} of --query is empty: ask a question")
+
+
 def _add_index_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "files", nargs="+", metavar="FILE", help=".jsonl: one object a line; .json: KorQuAD; else text, one passage a line"
-    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help=_FILES_HELP)
     parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write the index to")
 
 

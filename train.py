@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
 import sys
 import warnings
@@ -126,7 +127,8 @@ def print_verdict(config: TrainingConfig, verdict) -> None:
     print()
     for sentence in verdict.sentences():
         print(sentence)
-    print(f"\nModel: {config.output_dir}   Search with it: python inference.py --model_path {config.output_dir}")
+    search = f"python inference.py --model_path {shlex.quote(config.output_dir)}"
+    print(f"\nModel: {config.output_dir}   Search with it: {search}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -103,7 +103,7 @@ def _state(path: Path) -> tuple[int, int]:
 def _say_what_was_found(dataset_root: str | Path, content: dict[str, Any], place: Path, verbose: bool) -> None:
     if content["skipped"]:
         listed = "\n  ".join(content["skipped"])
-        logger.warning("left out, as when %s was written (skip_bad_files):\n  %s", place, listed)
+        logger.warning("left out, as when %s was written (--skip_bad_files):\n  %s", place, listed)
     if verbose:
         loader.log_totals(f"{dataset_root} (prepared earlier: {place})", content)
 

@@ -107,7 +107,7 @@ def _existing(root: Path) -> Path:
         if path.exists():
             return path
     raise FileNotFoundError(
-        f"dataset_root {root} does not exist (looked in {Path.cwd()}). Give the folder that holds"
+        f"--dataset_root {root} does not exist (looked in {Path.cwd()}). Give the folder that holds"
         f" KorQuAD_2.1_train_00 and its siblings or their archives, a folder of *.json, or one KorQuAD JSON file."
     )
 
@@ -495,9 +495,9 @@ def load_files_parallel(
     than SMALL_JOB_BYTES in all. Workers are spawned, never forked, so this works after CUDA was initialised,
     in a notebook and in a script without a `__main__` guard. `verbose` shows a progress bar.
 
-    Raises DatasetError listing every broken file. With `skip_bad_files` these are logged instead, and each
-    stands in the result as `{"file", "version": "", "articles": [], "skipped": reason}`. Raises WorkerError
-    where a worker process dies.
+    Raises DatasetError listing every broken file. With `skip_bad_files` these are logged instead, unless no
+    other file is left, and each stands in the result as `{"file", "version": "", "articles": [], "skipped":
+    reason}`. Raises WorkerError where a worker process dies.
     """
     if num_workers is not None and num_workers < 0:
         raise ValueError(f"num_workers is {num_workers}: give 0 or more, or None for all processors")
@@ -511,11 +511,18 @@ def load_files_parallel(
         results = _load_in_pool(paths, asked, workers, bar) if workers > 1 else _load_here(paths, asked, bar)
     broken = [result["skipped"] for result in results if "skipped" in result]
     if broken:
-        listed = "\n  ".join([f"{len(broken)} of {len(paths)} files cannot be used:", *broken])
-        if not skip_bad_files:
-            raise DatasetError(f"{listed}\nRepair or remove them, or go on without them: skip_bad_files.")
-        logger.warning("%s\nGoing on without them (skip_bad_files).", listed)
+        report_broken(broken, len(paths), skip_bad_files)
     return results
+
+
+def report_broken(reasons: Sequence[str], n_files: int, skip_bad_files: bool) -> None:
+    """Log the files that are left out. Raises DatasetError where they are not to be, or where no other file is left."""
+    listed = "\n  ".join([f"{len(reasons)} of {n_files} files cannot be used:", *reasons])
+    if len(reasons) == n_files:
+        raise DatasetError(f"{listed}\nNothing could be read: repair the files, or name others.")
+    if not skip_bad_files:
+        raise DatasetError(f"{listed}\nRepair or remove them, or go on without them: --skip_bad_files.")
+    logger.warning("%s\nGoing on without them (--skip_bad_files).", listed)
 
 
 def _load_or_explain(file: Path, **asked: Any) -> dict[str, Any]:

@@ -141,10 +141,14 @@ def prepare_training_data(
         articles, train, config.max_samples, tuple(objective_weights(config.objective)), window_size(config)
     )
     if not pairs:
+        remedy = "Give more articles or a larger train_split."
+        if len(articles) < 2:  # of which no train_split leaves one to train on
+            held = "hold one article" if articles else "hold none"
+            remedy = f"The files {held}: at least two are needed, one to train on and one to hold out."
         raise DatasetError(
             f"no training pair: {len(articles)} articles with train_split {config.train_split} and val_split"
             f" {config.val_split} leave {len(train)} to train on, with {counts.questions} questions that gave"
-            f" no pair. Give more articles or a larger train_split."
+            f" no pair. {remedy}"
         )
     val_pairs, _ = extract_pairs(articles, val)
     logger.info(
@@ -212,7 +216,8 @@ def prepare_retrieval_sets(dataset: dict[str, Any], config: "TrainingConfig", pa
         logger.info("%s, %s: %d queries, %d documents", part, task, len(found.queries), len(found.corpus))
     empty = [task for task, found in tasks.items() if not found.queries]
     if empty:
-        logger.warning("the %s articles hold no question for: %s", part, ", ".join(empty))
+        which = "articles" if part == "all" else f"{part} articles"
+        logger.warning("the %s hold no question for: %s", which, ", ".join(empty))
     return {task: found for task, found in tasks.items() if found.queries}
 
 

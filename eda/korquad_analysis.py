@@ -16,6 +16,7 @@ import argparse
 import json
 import logging
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -168,7 +169,12 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], list[Path]]:
     output_dir = Path(options.output_dir)
     if output_dir.is_file():
         raise FileExistsError(f"--output_dir {output_dir} is a file: name a folder")
-    output_dir.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is known before the work
+    try:  # before the work
+        output_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output_dir):
+            pass
+    except OSError as error:
+        raise OSError(f"--output_dir {output_dir}: cannot be written to ({error.strerror}). Name another folder.") from error
     files = get_all_json_files(options.dataset_root or _default_root())
     tokenizer = find_tokenizer(options.model_name)
     if tokenizer.file is None:

@@ -11,7 +11,6 @@ median and percentile is that of the whole dataset, however many files and proce
 from __future__ import annotations
 
 import hashlib
-import logging
 import multiprocessing
 import os
 import re
@@ -31,10 +30,8 @@ from tokenizers import Tokenizer
 
 from config import PASSAGE_PREFIX, QUERY_PREFIX
 from dataloader import DatasetError, clean_html_text, load_json_file
-from dataloader.loader import total_bytes
+from dataloader.loader import report_broken, total_bytes
 from eda.model_tokenizer import load_tokenizer, token_lengths
-
-logger = logging.getLogger(__name__)
 
 # Below this many bytes in all, starting worker processes takes longer than measuring.
 SMALL_JOB_BYTES = 20_000_000
@@ -289,8 +286,8 @@ def measure_files(
     same whatever `num_workers` is: None takes the processors there are, 0 and 1 stay in this process, as do files that
     are small together. `verbose` shows a progress bar.
 
-    Raises DatasetError listing every broken file (with `skip_bad_files` they are logged instead), RuntimeError where a
-    worker process dies.
+    Raises DatasetError listing every broken file (with `skip_bad_files` they are logged instead, unless no other is left),
+    RuntimeError where a worker process dies.
     """
     workers = min(_processors() if num_workers is None else num_workers, len(files))
     in_process = workers <= 1 or total_bytes(files) < SMALL_JOB_BYTES
@@ -306,15 +303,8 @@ def measure_files(
         read["versions"].append(part.version)
         total.add(part.found)
     if read["skipped"]:
-        _report_broken(read["skipped"], len(files), skip_bad_files)
+        report_broken(read["skipped"], len(files), skip_bad_files)
     return {**read, "total_files": len(read["files"])}, total
-
-
-def _report_broken(reasons: list[str], n_files: int, skip_bad_files: bool) -> None:
-    listed = "\n  ".join([f"{len(reasons)} of {n_files} files cannot be used:", *reasons])
-    if not skip_bad_files:
-        raise DatasetError(f"{listed}\nRepair or remove them, or go on without them: --skip_bad_files.")
-    logger.warning("%s\nGoing on without them (--skip_bad_files).", listed)
 
 
 def _in_pool(files: Sequence[Path], tokenizer_file: str | None, workers: int) -> Iterator[FileMeasurements]:

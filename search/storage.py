@@ -17,6 +17,7 @@ import mmap
 import os
 import re
 import secrets
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -167,7 +168,8 @@ def read_manifest(folder: str | os.PathLike[str]) -> _Manifest:
     root = Path(folder).expanduser()
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
-        raise InferenceError(f"No index: {root} {what}. Make one with `python inference.py index FILE --out {root}`.")
+        make = f"python inference.py index FILE --out {shlex.quote(str(root))}"
+        raise InferenceError(f"No index: {root} {what}. Make one with `{make}`.")
     if not (root / _MANIFEST).exists():
         raise InferenceError(f"{root} holds no index: there is no {_MANIFEST} in it. Name the folder that `index` wrote.")
     return _manifest(root)

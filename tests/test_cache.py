@@ -136,7 +136,7 @@ def test_broken_files_are_said_each_time_and_never_hidden(root, caplog):
     for _ in range(2):
         caplog.clear()
         assert load_cached_dataset(root, skip_bad_files=True)["total_files"] == 2
-        assert "1.json: line 1, column 2" in caplog.text
+        assert "1.json: line 1, column 2" in caplog.text and "(--skip_bad_files)" in caplog.text
     with pytest.raises(DatasetError, match=r"1\.json"):
         load_cached_dataset(root)
 

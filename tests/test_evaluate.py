@@ -10,6 +10,8 @@ from matplotlib import image
 
 import evaluate
 from config import TrainingConfig
+from dataloader import load_cached_dataset, window_size
+from dataloader.pairs import split_articles
 from trainer.ranking import METRICS, RANKING_METRICS
 
 SAMPLE = Path(__file__).resolve().parent.parent / "data" / "sample"
@@ -114,6 +116,23 @@ def test_a_copy_of_the_training_data_is_recognised_by_its_titles(run, trained, f
     assert "NO FAIR TEST: model has seen 12 of the 20 articles (by title) and " in out
 
 
+@pytest.mark.parametrize("objective", ["answer", "keyword=1,context=1"])
+def test_what_max_samples_left_out_was_not_seen(run, trained, few_articles, tmp_path, objective):
+    copy = shutil.copy(few_articles, tmp_path / "copy.json")
+    config = TrainingConfig(train_split=0.6, max_samples=5, objective=objective, max_seq_length=128)
+    trained("model", few_articles, train_split=0.6, max_samples=5, objective=objective)
+    dataset = load_cached_dataset(few_articles, 0, verbose=False, window=window_size(config))
+    training, validation, _ = split_articles(20, config)
+    first = [(index, qa["question"]) for index in training for qa in dataset["articles"][index]["qas"]][:5]
+    expected = {question for _, question in first}
+    expected |= {qa["question"] for index in validation for qa in dataset["articles"][index]["qas"]}
+    run("model", "--data", copy, "--json", "result.json")
+    seen = read(tmp_path / "result.json")["seen_in_training"]["model"]
+    assert seen["questions"] == len(expected) < 20
+    assert seen["articles"] == len({index for index, _ in first}) + len(validation) == 2
+    assert seen["note"].startswith("NO FAIR TEST: model has seen 2 of the 20 articles (by title) and ")
+
+
 def test_the_command_line_decides_about_the_split(run, trained, few_articles, toy_model_dir):
     trained("model", few_articles, train_split=0.6)
     assert "all 20 articles" in run("model", "--data", few_articles, "--split", "all")[1]
@@ -175,13 +194,25 @@ def test_a_folder_in_beir_s_layout(run, beir, trained, few_articles, tmp_path):
     assert "question → documents: 2 questions, 3 documents" in run("model", "--data", beir, "--split", "dev")[1]
 
 
+def test_a_broken_file_is_named_or_skipped(run, few_articles, toy_model_dir, tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    shutil.copy(few_articles, folder)
+    (folder / "broken.json").write_text('{"data": [')
+    asked = ("base", "--base", toy_model_dir, "--data", folder)
+    status, out, err = run(*asked)
+    assert (status, out) == (1, "") and "broken.json: line 1" in err and "without them: --skip_bad_files." in err
+    status, out, err = run(*asked, "--skip_bad_files")
+    assert status == 0 and "all 20 articles" in out and "broken.json: line 1" in err
+
+
 # --- what a user can get wrong --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("options", "status", "said"),
     [
-        (["base", "--data", "no/such"], 1, "no/such does not exist"),
+        (["base", "--data", "no/such"], 1, "Error: --data no/such does not exist (looked in "),
         (["base", "--data", "{few}", "--split", "test"], 1, "--split is 'test': give one of held_out, validation, all"),
         (["base", "--data", "{few}", "--train_split", "2"], 2, "--train_split: must be above 0 and below 1, not 2"),
         (
@@ -189,6 +220,7 @@ def test_a_folder_in_beir_s_layout(run, beir, trained, few_articles, tmp_path):
             1,
             "no question in its validation articles",
         ),
+        (["base", "--data", "{none}"], 1, "none.json holds no question with an answer. Give other --data."),
         (["base", "--data", "{beir}", "--split", "train"], 1, "the splits there are: dev, test"),
         (["base", "--data", "{beir}", "--split_seed", "1"], 1, "without articles to split: leave out --split_seed"),
         (["{toy}", "{toy}/", "--data", "{few}"], 1, "is named twice"),
@@ -198,8 +230,11 @@ def test_a_folder_in_beir_s_layout(run, beir, trained, few_articles, tmp_path):
         (["base", "--base", "no/such-base", "--data", "{few}"], 1, "No source has 'no/such-base'"),
     ],
 )
-def test_what_a_user_can_get_wrong_ends_in_a_message(run, options, status, said, few_articles, beir, toy_model_dir):
-    filled = [option.format(few=few_articles, beir=beir, toy=toy_model_dir) for option in options]
+def test_what_a_user_can_get_wrong_ends_in_a_message(
+    run, options, status, said, few_articles, beir, toy_model_dir, tmp_path
+):
+    (none := tmp_path / "none.json").write_text('{"data": []}')
+    filled = [option.format(few=few_articles, beir=beir, toy=toy_model_dir, none=none) for option in options]
     base = [] if "--base" in filled else ["--base", toy_model_dir]
     found, out, err = run(*filled, *base)
     assert (found, out) == (status, "") and said in err and "Traceback" not in err
@@ -212,13 +247,27 @@ def test_what_a_user_can_get_wrong_ends_in_a_message(run, options, status, said,
         (["base", "--data", "x", "--max_queries", "-1"], "must be a whole number of at least 0, not '-1'"),
         (["base", "--data", "x", "--json", "no/such/folder/x.json"], "cannot be written: give a file in a folder"),
         (["base", "--data", "x", "--figure", "."], "cannot be written: give a file in a folder"),
+        (["base", "--data", "x", "--json", "link.json"], "link.json cannot be written (No such file or directory): give"),
+        (["base", "--data", "x", "--figure", "a" * 300], "cannot be written (File name too long): give another file"),
     ],
 )
 def test_wrong_options_end_the_program_at_once(options, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    Path("link.json").symlink_to("no/such/folder/x.json")
     with pytest.raises(SystemExit, match="2"):
         evaluate.main(options)
     assert said in capsys.readouterr().err
+
+
+def test_what_may_not_be_written_is_said_at_once_and_nothing_is_left(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("kept.json").write_text("kept")
+    assert [evaluate._new_file(name) for name in ("kept.json", "new.json")] == [Path("kept.json"), Path("new.json")]
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.json"] and Path("kept.json").read_text() == "kept"
+    monkeypatch.setattr(evaluate.os, "access", lambda *_: False)  # whoever runs this, root included
+    with pytest.raises(SystemExit, match="2"):
+        evaluate.main(["base", "--data", "x", "--json", "kept.json"])
+    assert "kept.json may not be written to: give another file" in capsys.readouterr().err
 
 
 def test_an_interrupt_ends_in_one_line(run, few_articles, toy_model_dir, monkeypatch):

@@ -669,6 +669,23 @@ def test_search_of_a_file(
     assert capsys.readouterr().out.splitlines() == ["  산은?", *expected]
 
 
+def test_search_of_a_file_that_is_not_plain_text(
+    toy_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is read as `index` and `compare` read it."""
+    article = {"title": "제목", "paragraphs": [{"context": text, "qas": []} for text in PASSAGES]}
+    lines = [json.dumps({"passage": text, "title": "제목"}) for text in PASSAGES]
+    for name, content in (("a.json", json.dumps({"data": [article]})), ("a.jsonl", "\n".join(lines))):
+        (tmp_path / name).write_text(content)
+        arguments = ["--query", "산은?", "--passages", str(tmp_path / name), "--model_path", str(toy_model_dir)]
+        assert main(arguments) == 0
+        shown = {line.split("  ")[-1] for line in capsys.readouterr().out.splitlines()[1:]}
+        assert shown == set(PASSAGES)
+    (tmp_path / "a.jsonl").write_text("{")
+    assert main(arguments) == 1
+    assert "a.jsonl, line 1, column 2: is not JSON" in capsys.readouterr().err
+
+
 def test_a_long_passage_is_shown_by_its_beginning(capsys: pytest.CaptureFixture[str]) -> None:
     inference.print_results("q", [{"rank": 1, "score": 0.5, "passage": "가" * 1500, "index": 0}])
     assert capsys.readouterr().out.splitlines()[1] == f"   1  0.500  {'가' * 300}… (1,200 more characters)"
@@ -729,9 +746,10 @@ def made(toy_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     lines = [{"passage": "부산은 항구이다.", "id": "부산", "title": "부산"}, {"text": "가나다 " * 60}]
     (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, lines)))
     files = [str(tmp_path / "a.txt"), str(tmp_path / "b.jsonl")]
-    assert main(["index", *files, "--out", str(tmp_path / "made"), "--model_path", str(toy_model_dir)]) == 0
-    assert f"{tmp_path / 'made'}: 6 passages. Ask: python inference.py search" in capsys.readouterr().out
-    return tmp_path / "made"
+    out = tmp_path / "made here"
+    assert main(["index", *files, "--out", str(out), "--model_path", str(toy_model_dir)]) == 0
+    assert f"{out}: 6 passages. Ask: python inference.py search '{out}' \"질문\"" in capsys.readouterr().out
+    return out
 
 
 def ask(*arguments: str | Path) -> int:
@@ -807,7 +825,7 @@ def test_the_prompt_in_a_terminal(made: Path) -> None:
 
 @pytest.mark.long
 def test_a_reader_that_goes_away_is_no_error(made: Path) -> None:
-    command = f"{sys.executable} {REPOSITORY / 'inference.py'} search {made} --json < {made.parent / 'many.txt'} | head -1"
+    command = f"{sys.executable} {REPOSITORY / 'inference.py'} search '{made}' --json < {made.parent / 'many.txt'} | head -1"
     (made.parent / "many.txt").write_text("산은?\n" * 100, encoding="utf-8")
     result = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=300)
     assert result.returncode == 0 and result.stdout.count("\n") == 1
@@ -865,7 +883,7 @@ def test_index_where_something_else_is(made: Path, capsys: pytest.CaptureFixture
         assert message in capsys.readouterr().err  # before the model is looked for
     assert ask(other, "?") == 1
     assert "holds no index" in capsys.readouterr().err
-    assert ask(made, " ") == 1
+    assert ask(made, "query: ") == 1
     assert "The query is empty" in capsys.readouterr().err
 
 
@@ -983,7 +1001,10 @@ def test_wrong_arguments_of_commands(capsys: pytest.CaptureFixture[str]) -> None
         (["search"], "required: DIR"),
         (["search", "i", "q", "--top_k", "0"], "at least 1"),
         (["search", "i", "--query", "q"], "unrecognized arguments"),
+        (["search", "i", ""], "QUESTION is empty: ask a question"),
         (["compare", "--top_k", "0"], "at least 1"),
+        (["compare", "--query", ""], "question 1 of --query is empty: ask a question"),
+        (["compare", "--query", "산은?", " ", "빛은?"], "question 2 of --query is empty: ask a question"),
         (["serve", "--port", "65536"], "from 0 to 65535, not '65536'"),
     ):
         with pytest.raises(SystemExit) as ended:

@@ -218,6 +218,8 @@ def test_broken_files_are_all_named_or_left_out(root, tmp_path, caplog):
     dataset, found = measure.measure_files(files, 1, skip_bad_files=True, verbose=False)
     assert (dataset["total_files"], len(dataset["skipped"]), found.qa_pairs) == (2, 2, 4)
     assert "torn.json" in caplog.text
+    with pytest.raises(DatasetError, match="Nothing could be read"):
+        measure.measure_files(files[2:], 1, skip_bad_files=True, verbose=False)
 
 
 def test_a_worker_that_dies_is_an_error_that_says_what_to_do(root, monkeypatch):
@@ -708,6 +710,14 @@ def test_output_folder_that_is_a_file(root, tmp_path, capsys):
     file.touch()
     assert eda.main(["--dataset_root", str(root), "--output_dir", str(file)]) == 1
     assert "is a file: name a folder" in capsys.readouterr().err
+
+
+def test_an_output_folder_that_cannot_be_made_is_said_before_the_work(tmp_path, capsys):
+    (tmp_path / "taken").touch()
+    folder = tmp_path / "taken" / "deep"
+    assert eda.main(["--dataset_root", "no/such", "--output_dir", str(folder)]) == 1
+    said = f"Error: --output_dir {folder}: cannot be written to (Not a directory). Name another folder.\n"
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize("command", [["eda/korquad_analysis.py"], ["-m", "eda.korquad_analysis"]])

@@ -274,6 +274,7 @@ def test_all_broken_files_are_listed_or_left_out_aloud(ten_files, monkeypatch, c
     with pytest.raises(DatasetError, match="2 of 10 files cannot be used") as error:
         load_entire_dataset(ten_files[0].parent, workers, verbose=False)
     assert all(reason in str(error.value) for reason in reasons)
+    assert str(error.value).endswith("or go on without them: --skip_bad_files.")
 
     with caplog.at_level(logging.WARNING):
         dataset = load_entire_dataset(ten_files[0].parent, workers, verbose=False, skip_bad_files=True)
@@ -281,6 +282,14 @@ def test_all_broken_files_are_listed_or_left_out_aloud(ten_files, monkeypatch, c
     assert dataset["total_files"] == dataset["total_articles"] == len(dataset["files"]) == 8
     assert len(dataset["skipped"]) == 2
     assert all(skipped.startswith(reason) for skipped, reason in zip(dataset["skipped"], reasons, strict=True))
+
+
+@pytest.mark.parametrize("skip_bad_files", [False, True])
+def test_where_no_file_is_left_none_is_skipped(tmp_path, skip_bad_files):
+    paths = [write(tmp_path / f"{name}.json", b"{") for name in "ab"]
+    with pytest.raises(DatasetError, match=r"2 of 2 files cannot be used:\n(.*\n)+Nothing could be read") as error:
+        load_files_parallel(paths, verbose=False, skip_bad_files=skip_bad_files)
+    assert "skip_bad_files" not in str(error.value)
 
 
 def test_a_negative_number_of_workers_is_refused(ten_files):

@@ -125,8 +125,15 @@ def test_max_samples_keeps_a_prefix_and_all_of_validation():
 def test_no_training_pair_is_an_error_with_the_numbers():
     with pytest.raises(ValueError, match=r"no training pair: 1 articles with train_split 0\.5.*leave 0"):
         prepare_training_data(dataset(page("", qa("?", "답"))), config())
-    with pytest.raises(ValueError, match="leave 1 to train on, with 1 questions"):
+    with pytest.raises(ValueError, match=r"leave 1 to train on, with 1 questions.*Give more articles or a larger"):
         prepare_training_data(dataset(*[page("", qa("질문?", "<br>"))] * 2), config())
+
+
+@pytest.mark.parametrize(("count", "said"), [(0, "hold none"), (1, "hold one article")])
+def test_what_no_split_can_mend_is_not_advised(count, said):
+    with pytest.raises(ValueError, match=rf"The files {said}: at least two are needed") as error:
+        prepare_training_data(dataset(*[page("", qa("질문?", "답"))] * count), config(train_split=0.99))
+    assert "larger train_split" not in str(error.value)
 
 
 # --- retrieval: answers ---
@@ -181,7 +188,9 @@ def test_an_unknown_part_is_refused_and_an_empty_one_said(caplog):
         prepare_retrieval_sets(eight_articles(), config(), "test")
     with caplog.at_level(logging.WARNING):
         assert prepare_retrieval_sets(eight_articles(), config(val_split=0), "validation") == {}
+        assert prepare_retrieval_sets(dataset(), config(), "all") == {}
     assert "the validation articles hold no question for: answers, paragraphs" in caplog.text
+    assert "the articles hold no question for: answers, paragraphs" in caplog.text
 
 
 # --- retrieval: paragraphs ---

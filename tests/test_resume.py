@@ -562,7 +562,7 @@ def test_the_stream_goes_on_at_any_place(own_generator):
 def test_a_signal_ends_training_after_the_step_and_the_run_goes_on_from_there(
     run_settings, train_toy, uninterrupted, monkeypatch, signum
 ):
-    config = run_settings("stopped", checkpoint_steps=100)
+    config = run_settings("was stopped", checkpoint_steps=100)
     before = signal.getsignal(signum)
     step = EmbeddingTrainer._training_step
 
@@ -573,7 +573,7 @@ def test_a_signal_ends_training_after_the_step_and_the_run_goes_on_from_there(
 
     monkeypatch.setattr(EmbeddingTrainer, "_training_step", signalled)
     with pytest.raises(
-        TrainingStopped, match=f"after step 5. Go on with: .*--resume --output_dir {config.output_dir}"
+        TrainingStopped, match=f"after step 5. Go on with: .*--resume --output_dir '{config.output_dir}'"
     ) as caught:
         train_toy(config)
     assert caught.value.signum == signum and signal.getsignal(signum) == before

@@ -234,6 +234,8 @@ def test_folders_that_are_something_else(tmp_path: Path) -> None:
         storage.load(tmp_path / "thesis.txt", MODEL)
     with pytest.raises(InferenceError, match=r"No index: .*nowhere does not exist"):
         storage.load(tmp_path / "nowhere", MODEL)
+    with pytest.raises(InferenceError, match=r"index FILE --out '.*no where'`"):
+        storage.load(tmp_path / "no where", MODEL)
     with pytest.raises(InferenceError, match="cannot be written"):
         storage.save(an_index(), tmp_path / "thesis.txt" / "below", MODEL)
 

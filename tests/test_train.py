@@ -36,7 +36,7 @@ def run_train(*options: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProc
 @pytest.fixture(scope="module")
 def finished(own_cache, toy_model_dir, tmp_path_factory):
     """(folder, process) of a run: 32 pairs in batches of 8 are 4 steps an epoch; two epochs."""
-    folder = tmp_path_factory.mktemp("run")
+    folder = tmp_path_factory.mktemp("a run")
     process = run_train(
         *["--model_name", str(toy_model_dir), "--dataset_root", str(SAMPLE), "--output_dir", str(folder / "model")],
         *["--log_dir", str(folder / "logs"), "--max_samples", "32", "--batch_size", "8", "--num_epochs", "2"],
@@ -127,11 +127,12 @@ def test_verdict_names_both_tasks_and_equals_the_saved_numbers(finished):
 
 
 def test_output_says_what_was_chosen_and_why(finished):
-    _, process = finished
+    folder, process = finished
     assert " * batch_size" in process.stdout and "(default 16)" in process.stdout
     assert "Training on cpu (no GPU), in fp16 (precision=fp16 was asked for)" in process.stderr
     assert "Warm-up shortened from 500 to 0 steps" in process.stderr
     assert "trains" in process.stdout and "parameters" in process.stdout
+    assert f"Search with it: python inference.py --model_path '{folder}/model'" in process.stdout
     assert "Traceback" not in process.stderr and "Warning" not in process.stderr
 
 
@@ -158,7 +159,7 @@ def test_a_finished_model_is_not_overwritten_unasked(finished, toy_model_dir):
     [
         (["--batch_siz", "8"], 2, "did you mean --batch_size?"),
         (["--learning_rate", "-1", "--train_split", "1"], 2, "--train_split: must be"),
-        (["--dataset_root", "no/such/folder"], 1, "no/such/folder does not exist"),
+        (["--dataset_root", "no/such/folder"], 1, "Error: --dataset_root no/such/folder does not exist"),
         (["--dataset_root", str(SAMPLE), "--lora_target_modules", "qeury"], 2, "no linear layer 'qeury'"),
         (["--dataset_root", str(SAMPLE), "--model_name", "no/such-model"], 1, "no/such-model"),
         (["--dataset_root", str(SAMPLE), "--train_split", "0.001"], 1, "no training pair"),

@@ -611,6 +611,21 @@ def test_an_empty_log_dir_writes_no_logs(make_trainer, tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("events*")) and not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("log_dir", "command"),
+    [
+        ("./logs/tensorboard", "./run_tensorboard.sh"),
+        ("logs/tensorboard/", "./run_tensorboard.sh"),
+        ("my logs", "LOG_DIR='my logs' ./run_tensorboard.sh"),
+    ],
+)
+def test_how_the_logs_are_shown_is_said(make_trainer, tmp_path, monkeypatch, caplog, log_dir, command):
+    monkeypatch.chdir(tmp_path)
+    with caplog.at_level(logging.INFO):
+        make_trainer(log_dir=log_dir)._setup_tensorboard()
+    assert f" ({command} shows them)" in caplog.text
+
+
 def test_gradients_can_be_left_out(make_trainer, scalars):
     make_trainer(log_gradients=False).train(batches(2))
     seen = scalars()

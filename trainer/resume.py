@@ -19,6 +19,7 @@ import json
 import logging
 import os
 import random
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -145,7 +146,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 def how_to_resume(config: TrainingConfig) -> str:
     """The command that goes on with a run."""
-    return f"python train.py --resume --output_dir {config.output_dir}"
+    return f"python train.py --resume --output_dir {shlex.quote(config.output_dir)}"
 
 
 def _delete_all_but(config: TrainingConfig, newest: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -464,7 +465,9 @@ class EmbeddingTrainer:
         else:
             self._monitor = TensorBoardMonitor(self.config.log_dir)
             self._monitor.log_config(self.config.to_dict())
-        logger.info("TensorBoard logs go to %s (./run_tensorboard.sh shows them)", self._monitor.run_dir)
+        by_default = Path(self.config.log_dir) == Path(TrainingConfig.log_dir)
+        place = "" if by_default else f"LOG_DIR={shlex.quote(self.config.log_dir)} "
+        logger.info("TensorBoard logs go to %s (%s./run_tensorboard.sh shows them)", self._monitor.run_dir, place)
 
     def _setup_gradient_logging(self) -> None:
         if self.config.log_dir and self.config.log_gradients:
