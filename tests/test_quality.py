@@ -8,6 +8,7 @@ import yaml
 import train
 from benchmarks import quality, variants
 from config import TrainingConfig, read_recipe
+from dataloader.batches import TokenisedPairs
 from dataloader.examples import PairExample
 from trainer import EmbeddingTrainer
 
@@ -42,8 +43,10 @@ def test_a_variant_trains(name, toy_model_dir, tmp_path, monkeypatch):
     seen = []
     step = EmbeddingTrainer._training_step
     monkeypatch.setattr(train, "prepare_training_data", train.prepare_training_data)  # put back afterwards, as these are:
-    for method in ("_backward_in_pieces", "_compute_contrastive_loss"):
+    for method in ("_backward_in_pieces", "_compute_contrastive_loss", "_setup_optimizer_and_scheduler"):
         monkeypatch.setattr(EmbeddingTrainer, method, getattr(EmbeddingTrainer, method))
+    for method in ("__init__", "collate"):
+        monkeypatch.setattr(TokenisedPairs, method, getattr(TokenisedPairs, method))
     monkeypatch.setattr(EmbeddingTrainer, "_training_step", lambda *args: seen.append(step(*args)) or seen[-1])
     settings = {
         "model_name": toy_model_dir,
@@ -97,3 +100,24 @@ def test_the_examples_of_variants_by_hand():
     copies = variants.words_left_out([long, context])
     assert len(copies) == 5 and len({one.texts[0] for one in copies[:4]}) > 1
     assert all(set(one.texts[0].split()) <= set(long.texts[0].split()) for one in copies[:4])
+
+
+def test_the_words_of_a_question_by_hand():
+    texts = ["query: 나폴레옹이 1812년에 침공한 도시는 어디인가?", "passage: 모스크바"]
+    words = variants._words_of(PairExample("1", texts, "answer", "모스크바", 0))
+    ones = ["나폴레옹", "1812년", "침공한", "도시"]
+    assert set(words) == {
+        *ones,
+        "나폴레옹이 1812년",
+        "1812년에 침공한",
+        "침공한 도시",
+        "나폴레옹이 1812년에 침공한",
+        "1812년에 침공한 도시",
+    }
+    texts = ["query: 세종의 아버지 태종은 누구의 아들?", "passage: 태종"]
+    assert set(variants._words_of(PairExample("2", texts, "answer", "태종", 0))) == {
+        "세종",
+        "아버지",
+        "세종의 아버지",
+        "아들",
+    }
