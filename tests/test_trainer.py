@@ -227,6 +227,23 @@ def test_evaluation_comes_after_eval_steps_and_at_each_epoch_s_end_but_once(make
     assert [step for step, _ in scalars()["eval/score"]] == [0, 3, 5, 6, 9, 10]
 
 
+def test_the_rate_is_that_of_training_alone(make_trainer, scalars, monkeypatch):
+    seconds = [0]
+
+    def clock() -> int:
+        seconds[0] += 1
+        return seconds[0]
+
+    def evaluator(model):
+        seconds[0] += 10_000
+        return 0.5
+
+    monkeypatch.setattr(trainer_module.time, "perf_counter", clock)
+    make_trainer(eval_steps=1).train(batches(4), evaluator=evaluator)
+    rates = [rate for _, rate in scalars()["train/pairs_per_second"]]
+    assert len(rates) == 4 and min(rates) > 4 / 1000
+
+
 def test_an_evaluation_where_both_meet_is_done_once(make_trainer):
     script = Script(0.1)
     make_trainer(num_epochs=2, eval_steps=2).train(batches(4), evaluator=script)
