@@ -35,11 +35,34 @@ class Part(NamedTuple):
     scales: np.ndarray  # (m,) float32
 
 
+class Grown:
+    """An array that rows are added to, few at a time and often: it lies in a larger one, which is doubled when it is full.
+
+    So a row is copied about once more, however many come after it. An array that was handed out before stays as it is.
+    """
+
+    def __init__(self, rows: np.ndarray):
+        self.rows = rows  # (m, ...)
+        self._room = rows
+
+    def add(self, rows: np.ndarray) -> None:
+        """Put (n, ...) rows behind the others."""
+        if not len(rows):
+            return
+        before, after = len(self.rows), len(self.rows) + len(rows)
+        if after > len(self._room):
+            self._room = np.empty((max(after, 2 * before), *self.rows.shape[1:]), self.rows.dtype)
+            self._room[:before] = self.rows
+        self._room[before:after] = rows
+        self.rows = self._room[:after]
+
+
 class Vectors:
     """M vectors of length 1 and D numbers, in the order in which they came."""
 
     def __init__(self, parts: list[Part] | None = None):
         self.parts = parts or []
+        self._growing: list[Grown] | None = None  # the last part's arrays, where it was added here
 
     def __len__(self) -> int:
         return sum(len(part.scales) for part in self.parts)
@@ -52,11 +75,13 @@ class Vectors:
     def append(self, vectors: np.ndarray) -> None:
         """Add (m, D) float32 rows."""
         new = quantize(vectors)
-        last = self.parts[-1] if self.parts else None
         # Small additions grow together, so that a thousand of them are not a thousand parts.
-        if last and len(last.scales) < _ROWS_AT_ONCE and not isinstance(last.exact, np.memmap):
-            self.parts[-1] = Part(*(np.concatenate(pair) for pair in zip(last, new, strict=True)))
+        if self._growing and len(self.parts[-1].scales) < _ROWS_AT_ONCE:
+            for grown, rows in zip(self._growing, new, strict=True):
+                grown.add(rows)
+            self.parts[-1] = Part(*(grown.rows for grown in self._growing))
         else:
+            self._growing = [Grown(array) for array in new]
             self.parts.append(new)
 
     def top(self, queries: np.ndarray, k: int, keep: np.ndarray | None = None) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from search import vectors
-from search.vectors import Part, Vectors, quantize
+from search.vectors import Grown, Part, Vectors, quantize
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -207,6 +207,32 @@ def test_small_additions_grow_together_and_large_ones_do_not(monkeypatch: pytest
     assert len(index) == 25 and index.dimension == 48
     np.testing.assert_array_equal(index.rows(np.array([0, 24, 11])), like_e5(25)[[0, 24, 11]])
     assert [len(block.scales) for block in index.blocks()] == [10, 10, 5]
+
+
+def test_single_additions_copy_a_row_about_once() -> None:
+    index, copied = Vectors(), 0
+    stored = like_e5(1000)
+    for number, row in enumerate(stored):
+        before = index.parts[-1] if index.parts else None
+        index.append(row[None])
+        if before and not all(map(np.shares_memory, before, index.parts[-1])):
+            copied += number
+    assert copied < 2 * len(stored)
+    assert len(index.parts) == 1
+    for array, whole in zip(index.parts[0], quantize(stored), strict=True):
+        np.testing.assert_array_equal(array, whole)
+
+
+def test_what_was_handed_out_stays_as_it_is() -> None:
+    mapped = np.arange(6, dtype=np.uint32).reshape(2, 3)
+    mapped.flags.writeable = False  # as an array mapped from disk
+    grown, seen = Grown(mapped), []
+    for number in range(20):
+        grown.add(np.full((number % 3, 3), number, np.uint32))
+        seen.append((grown.rows, grown.rows.tolist()))
+    assert all(rows.tolist() == before for rows, before in seen)
+    assert grown.rows.dtype == np.uint32 and grown.rows[:2].tolist() == mapped.tolist()
+    assert grown.rows[2:].tolist() == [[number] * 3 for number in range(20) for _ in range(number % 3)]
 
 
 def test_nothing_in_it() -> None:
