@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from search.errors import InferenceError
-from search.vectors import Vectors
+from search.vectors import Grown, Vectors
 from search.windows import Span
 
 # {"id": str, "passage": str}, and "metadata": dict where there is any
@@ -41,17 +41,27 @@ class SearchIndex:
         next_id: int = 0,
     ):
         self.vectors = vectors or Vectors()
-        self.windows = np.empty((0, 3), np.uint32) if windows is None else windows  # (M, 3): record, first, last + 1
+        self._windows = Grown(np.empty((0, 3), np.uint32) if windows is None else windows)
         self.saved_as: tuple[str, str] | None = None  # the folder it was loaded from or saved to, and the state of that
         self._saved: Records = records if records is not None else []
         self._added: list[Record] = []
-        self.kept_windows: np.ndarray | None = None  # (M,) bool, False for those of removed passages; None: all are kept
-        self._removed = np.zeros(len(self._saved), bool)
+        self._kept_windows: Grown | None = None
+        self._removed = Grown(np.zeros(len(self._saved), bool))
         self._positions: dict[str, int] | None = None
         self.next_id = next_id  # the id of the next passage that is given none
 
+    @property
+    def windows(self) -> np.ndarray:
+        """(M, 3) uint32: record, first character, the one behind the last."""
+        return self._windows.rows
+
+    @property
+    def kept_windows(self) -> np.ndarray | None:
+        """(M,) bool, False for those of removed passages. None: all are kept."""
+        return None if self._kept_windows is None else self._kept_windows.rows
+
     def __len__(self) -> int:
-        return len(self._removed) - int(np.count_nonzero(self._removed))
+        return len(self._removed.rows) - int(np.count_nonzero(self._removed.rows))
 
     def __contains__(self, passage_id: object) -> bool:
         return passage_id in self._by_id()
@@ -79,14 +89,14 @@ class SearchIndex:
         """Add passages that `check_new` let pass: their windows, and (M, D) float32 vectors of all of these in order."""
         if not records:
             return
-        first = len(self._removed)
+        first = len(self._removed.rows)
         rows = [(first + number, *span) for number, spans in enumerate(windows) for span in spans]
-        self.windows = np.concatenate([self.windows, np.array(rows, np.uint32)])
+        self._windows.add(np.array(rows, np.uint32))
         self.vectors.append(vectors)
         self._added += records
-        self._removed = np.concatenate([self._removed, np.zeros(len(records), bool)])
-        if self.kept_windows is not None:
-            self.kept_windows = np.concatenate([self.kept_windows, np.ones(len(rows), bool)])
+        self._removed.add(np.zeros(len(records), bool))
+        if self._kept_windows is not None:
+            self._kept_windows.add(np.ones(len(rows), bool))
         self._by_id().update({record["id"]: first + number for number, record in enumerate(records)})
         self.next_id += len(records)
 
@@ -98,8 +108,8 @@ class SearchIndex:
         if unknown:
             raise InferenceError(f"{listed(unknown)} not in the index: nothing was removed.")
         for passage_id in dict.fromkeys(given):
-            self._removed[known.pop(passage_id)] = True
-        self.kept_windows = ~self._removed[self.windows[:, 0]]
+            self._removed.rows[known.pop(passage_id)] = True
+        self._kept_windows = Grown(~self._removed.rows[self.windows[:, 0]])
 
     def search(self, queries: np.ndarray, top_k: int) -> list[list[dict[str, Any]]]:
         """For each of (Q, D) queries the best passages.
@@ -129,7 +139,7 @@ class SearchIndex:
 
     def kept(self) -> np.ndarray:
         """(N,) places of the records that were not removed, ascending."""
-        return np.flatnonzero(~self._removed)
+        return np.flatnonzero(~self._removed.rows)
 
     def batches(self) -> Iterator[tuple[list[Record], list[list[Span]], np.ndarray]]:
         """All that is in the index, as `add` takes it, some passages at a time."""
@@ -155,7 +165,7 @@ class SearchIndex:
                 "rank": len(best) + 1,
                 "passage": record["passage"],
                 "score": score,
-                "index": number - int(np.count_nonzero(self._removed[:number])),
+                "index": number - int(np.count_nonzero(self._removed.rows[:number])),
                 "id": record["id"],
                 "metadata": record.get("metadata", {}),
             }

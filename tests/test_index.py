@@ -87,6 +87,18 @@ def test_windows_of_one_passage_do_not_crowd_out_the_others(monkeypatch: pytest.
     assert [r["id"] for r in index.search(np.repeat(QUERY, 2, axis=0), 3)[1]] == ["0", "2", "1"]
 
 
+def test_single_additions_leave_what_is_there_where_it_is(three: SearchIndex) -> None:
+    three.remove(["0"])  # from now on it is kept which windows count
+    moved = 0
+    for number in range(500):
+        windows, kept = three.windows, three.kept_windows
+        put(three, ["글"], [number / 1000])
+        moved += not np.shares_memory(windows, three.windows) or not np.shares_memory(kept, three.kept_windows)
+    assert moved < 20
+    assert len(three) == 502 and len(three.windows) == 503 and three.kept_windows.tolist() == [False] + [True] * 502
+    assert [passage_id for passage_id, _ in found(three, 3)] == ["1", "502", "501"]
+
+
 def test_ties_keep_the_order_in_which_they_were_added() -> None:
     index = SearchIndex()
     put(index, list("가나다"), [0.5, 0.5, 0.25])
