@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import random
 import statistics
 import sys
 import tempfile
@@ -89,7 +90,9 @@ def compare(
 ) -> dict[str, Any]:
     """Alternate blocks of steps of both trainers; seconds a step are medians over the blocks."""
     config = TrainingConfig(**config.to_dict() | {"batch_size": batch_size})
-    examples = (examples * (steps * batch_size // len(examples) + 1))[: steps * batch_size]
+    # As in training, a batch is of any articles: the first questions alone are of one or two, and of nearly one length.
+    repeated = examples * (steps * batch_size // len(examples) + 1)
+    examples = random.Random(config.seed).sample(repeated, steps * batch_size)
     ours, peer = Ours(examples, config), Peer(examples, config)
     sides = {"ours": ours.block, "peer": peer.block, "no_encoder_dropout": Ours(examples, config, dropout=0.0).block}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
