@@ -42,8 +42,7 @@ def setup_lora_model(model: SentenceTransformer, config: TrainingConfig) -> Sent
         lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # PEFT divides it by r; a fraction is fine
         lora_dropout=config.lora_dropout,
         target_modules=list(config.lora_target_modules),
-        # Mean pooling reads nothing of BERT's pooler: an adapter on its dense layer would never get a gradient.
-        exclude_modules=[name for name, _ in encoder.named_modules() if name.startswith("pooler.")] or None,
+        exclude_modules=[name for name, _ in encoder.named_modules() if _in_pooler(name)] or None,
         bias="none",
     )
     # `model[0].auto_model` is a read-only view: the encoder is replaced where the module keeps it.
@@ -166,11 +165,13 @@ def _set_dropout(encoder: nn.Module, probability: float) -> None:
                 setattr(parent, name, FastDropout(probability))
 
 
+def _in_pooler(name: str) -> bool:
+    """Mean pooling reads nothing of BERT's pooler: an adapter on its dense layer would never get a gradient."""
+    return name.startswith("pooler.")
+
+
 def _check_targets(encoder: nn.Module, targets: list[str]) -> None:
-    # Not the pooler's: E5 does not use it, and PEFT puts no adapter there.
-    linear = {
-        name for name, module in encoder.named_modules() if isinstance(module, nn.Linear) and not name.startswith("pooler.")
-    }
+    linear = {name for name, module in encoder.named_modules() if isinstance(module, nn.Linear) and not _in_pooler(name)}
     # PEFT matches a target against the end of a module's dotted name.
     missing = [t for t in targets if not any(name == t or name.endswith("." + t) for name in linear)]
     if missing:

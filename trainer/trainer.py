@@ -26,13 +26,7 @@ from trainer.checkpoint import CheckpointError, check_output_dir, claimed, save_
 from trainer.device import choose_device, choose_precision
 from trainer.encoder import PackedEncoder, can_pack
 from trainer.evaluation import EvaluationError, RetrievalEvaluator
-from trainer.grad_cache import (
-    cached_backward,
-    cut_micro_batches,
-    deal_micro_batches,
-    random_state,
-    set_random_state,
-)
+from trainer.grad_cache import cached_backward, cut_micro_batches, deal_micro_batches, random_state, set_random_state
 from trainer.lora import (
     adapter_matrices,
     adapter_state,
@@ -537,9 +531,8 @@ class EmbeddingTrainer:
 
     def _measure_and_keep_the_start(self, evaluator: Any) -> None:
         if evaluator is not None:
-            self._log_metrics(
-                self._scores(evaluator, is_start=True)
-            )  # step 0: the base model, since fresh adapters change nothing
+            # Step 0: the base model, since fresh adapters change nothing.
+            self._log_metrics(self._scores(evaluator, is_start=True))
         self._save_checkpoint()
 
     def _evaluate_and_save(self, evaluator: Any) -> None:
