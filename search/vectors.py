@@ -15,8 +15,8 @@ import numkong
 import numpy as np
 
 # Among so many vectors for k results no codes are read.
-_CANDIDATES_PER_RESULT = 4
-_LEAST_CANDIDATES = 128
+_FEW_PER_RESULT = 4
+_FEW = 128
 _MANY_PER_RESULT = 50  # rows for k results that are worth scoring k of them first, to rule out some of the others
 _WIDER = 1.001  # what rounding adds to the bounds: to half a scale a number, and to the length of 1
 _QUERIES_AT_ONCE = 64  # at most 256: their numbers are kept in a byte
@@ -95,7 +95,7 @@ class Vectors:
         Returns:
             Q times (k,) int64 and (k,) float32.
         """
-        search = self._scan if len(self) > max(_CANDIDATES_PER_RESULT * k, _LEAST_CANDIDATES) else self._without_codes
+        search = self._scan if len(self) > max(_FEW_PER_RESULT * k, _FEW) else self._without_codes
         found = []
         for start in range(0, len(queries), _QUERIES_AT_ONCE):
             found += search(queries[start : start + _QUERIES_AT_ONCE], k, keep)
@@ -194,7 +194,7 @@ class _Best:
         kept = most >= self._needed[query]
         self._waiting.append((query[kept], first + row[kept], most[kept]))
         self._waiting_count += len(self._waiting[-1][0])
-        if self._waiting_count > max(_WAITING, _CANDIDATES_PER_RESULT * self._k * len(self._found)):
+        if self._waiting_count > max(_WAITING, _FEW_PER_RESULT * self._k * len(self._found)):
             self._settle()
 
     def found(self) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -78,8 +78,8 @@ def test_a_long_passage_is_found_once_by_its_best_window() -> None:
 
 
 def test_windows_of_one_passage_do_not_crowd_out_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vectors, "_LEAST_CANDIDATES", 1)
-    monkeypatch.setattr(vectors, "_CANDIDATES_PER_RESULT", 1)
+    monkeypatch.setattr(vectors, "_FEW", 1)
+    monkeypatch.setattr(vectors, "_FEW_PER_RESULT", 1)
     index = SearchIndex()
     records = [dict(record, passage="글" * 300) for record in index.check_new(3, None, None)]
     spans = [(place, place + 1) for place in range(300)]

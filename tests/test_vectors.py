@@ -58,7 +58,7 @@ def scored_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A scan of many blocks in little data, with little that waits."""
     monkeypatch.setattr(vectors, "_BLOCK_SCORES", 700)
-    monkeypatch.setattr(vectors, "_LEAST_CANDIDATES", 20)
+    monkeypatch.setattr(vectors, "_FEW", 20)
     monkeypatch.setattr(vectors, "_WAITING", 300)
     monkeypatch.setattr(vectors, "_MANY_PER_RESULT", 2)
 
@@ -170,7 +170,7 @@ def test_is_a_stable_sort_cut_off(values: list[float], k: int, candidates: int, 
     stored = np.array([[value, (1 - value**2) ** 0.5] for value in values], np.float32)
     index = Vectors([quantize(piece) for piece in np.array_split(stored, parts)])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vectors, "_LEAST_CANDIDATES", candidates)
+        patch.setattr(vectors, "_FEW", candidates)
         patch.setattr(vectors, "_BLOCK_SCORES", block)
         patch.setattr(vectors, "_WAITING", block)
         patch.setattr(vectors, "_ROWS_AT_ONCE", 7)
