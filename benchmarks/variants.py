@@ -90,18 +90,20 @@ def question_words(own_only: bool = False) -> None:
 
     def prepare_words(self: Any, examples: Examples, tokenizer: Any, *more: Any) -> None:
         prepare(self, examples, tokenizer, *more)
-        self.kinds, self.tokenizer = [example.kind for example in examples], tokenizer
+        self.tokenizer = tokenizer
         self.answers = [normalised_answer(example.answer) for example in examples]
         self.words = [_words_of(example) if example.kind == "answer" else [] for example in examples]
 
     def collate_words(self: Any, pairs: Any) -> dict[str, Any]:
         batch = collate(self, pairs)
-        drawn = [(draw.choice(self.words[pair]), pair) for pair in pairs if self.words[pair]]
-        if not drawn:
+        asked = [pair for pair in pairs if self.words[pair]]
+        if not asked:
             return batch
-        ids = self.tokenizer([PASSAGE_PREFIX + words for words, _ in drawn])["input_ids"]
+        drawn = [draw.choice(self.words[pair]) for pair in asked]
+        keys = [normalised_answer(words) for words in drawn]
+        ids = self.tokenizer([PASSAGE_PREFIX + words for words in drawn])["input_ids"]
         hidden = [
-            [self.answers[pair] == normalised_answer(words) or (own_only and pair != other) for words, other in drawn]
+            [self.answers[pair] == key or (own_only and pair != other) for key, other in zip(keys, asked, strict=True)]
             for pair in pairs
         ]
         known = len(batch["lengths"]) - len(pairs)
