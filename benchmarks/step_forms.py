@@ -34,10 +34,10 @@ from dataloader import load_entire_dataset, prepare_training_data
 from trainer import encoder, projection
 from trainer.attention import attention_by_kernel
 from trainer.encoder import PackedEncoder
-from trainer.packing import pack
+from trainer.packing import RowForm, pack
 
 CPU = torch.device("cpu")
-ONE_GROUP = 10**9  # a group costs more than any padding: all sequences go into one
+ONE_GROUP = RowForm(tiles=(0,), group_cost=10**9)  # no tiles, and a group costs more than any padding: one holds all
 Layout = Callable[[np.ndarray, int], list[np.ndarray]]  # lengths (S,), pairs → places that are embedded together
 
 
@@ -66,7 +66,7 @@ class Form(Ours):
         pieces = self._layout(lengths.numpy(), self.trainer.config.batch_size)
         embed = self.trainer._packed_encoder
         assert embed is not None
-        embedded = torch.cat([embed(pack(tokens, lengths, CPU, piece, ONE_GROUP, tile=0)) for piece in pieces])
+        embedded = torch.cat([embed(pack(tokens, lengths, CPU, piece, ONE_GROUP)) for piece in pieces])
         places = np.argsort(np.concatenate(pieces))  # of each sequence in `embedded`
         return embedded[torch.from_numpy(places[chosen])]
 
@@ -82,6 +82,7 @@ class TorchsDropout(Ours):
     def block(self) -> float:
         with (
             mock.patch.object(encoder, "attention", attention_by_kernel),
+            mock.patch.object(encoder, "dropout_and_add", lambda source, residual, p: F.dropout(source, p) + residual),
             mock.patch.object(projection, "fast_dropout", F.dropout),
         ):
             return super().block()

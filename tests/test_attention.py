@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from trainer import attention as attention_module
 from trainer.attention import attention, attention_by_kernel
-from trainer.packing import pack
+from trainer.packing import RowForm, pack
 
 HEADS, WIDTH = 3, 4
 SCALING = WIDTH**-0.5
@@ -14,7 +14,8 @@ SCALING = WIDTH**-0.5
 
 def packed(lengths, row_multiple=1, tile=0):
     tokens = torch.arange(sum(lengths))
-    return pack(tokens, torch.tensor(lengths), torch.device("cpu"), group_cost=4, row_multiple=row_multiple, tile=tile)
+    form = RowForm((tile,), row_multiple, group_cost=4)
+    return pack(tokens, torch.tensor(lengths), torch.device("cpu"), form=form)
 
 
 def random_qkv(batch, kind=torch.float64):

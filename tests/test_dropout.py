@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trainer.dropout import FastDropout, dropped, fast_dropout
+from trainer.dropout import FastDropout, dropout_and_add, dropped, fast_dropout, keep_mask
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
@@ -57,9 +57,36 @@ def test_number_formats_stay(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_what_is_dropped_by_hand(dtype):
-    drawn = torch.tensor([[0, 25, 26], [127, 128, 255]], dtype=torch.uint8)
-    source = torch.tensor([[1.5, -2.0, -3.0], [4.0, float("inf"), -0.25]], dtype=dtype)
-    expected = torch.tensor([[0.0, 0.0, -3.0], [4.0, float("inf"), -0.25]], dtype=dtype)
-    assert torch.equal(dropped(source, drawn, 26), expected)
-    assert torch.equal(dropped(source.T, drawn.T, 26), expected.T)  # of any layout
-    assert not dropped(source, drawn, 256).any() and torch.equal(dropped(source, drawn, 0), source)
+    kept = torch.tensor([[0, 0, 1], [1, 0, 1]], dtype=torch.uint8)
+    source = torch.tensor([[1.5, -2.0, -3.0], [4.0, 7.0, -0.25]], dtype=dtype)
+    expected = torch.tensor([[0.0, 0.0, -3.0], [4.0, 0.0, -0.25]], dtype=dtype)
+    assert torch.equal(dropped(source, kept), expected)
+    assert torch.equal(dropped(source.T, kept.T), expected.T)  # of any layout
+
+
+@pytest.mark.parametrize("threshold", [1, 26, 255])
+def test_bytes_below_the_threshold_drop(monkeypatch, threshold):
+    words = torch.arange(256, dtype=torch.uint8).view(torch.int64)  # every byte once
+    monkeypatch.setattr(torch.Tensor, "random_", lambda self, *_: self.copy_(words[: len(self)]))
+    kept = keep_mask((2, 5, 25), threshold).flatten()  # 250 values, no multiple of eight
+    assert kept.tolist() == [0] * min(threshold, 250) + [1] * (250 - threshold if threshold < 250 else 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_dropout_and_sum_at_once(dtype):
+    torch.manual_seed(0)
+    source = torch.randn(40, 7, dtype=dtype, requires_grad=True)
+    residual = torch.randn(40, 7, dtype=torch.float64 if dtype == torch.float64 else torch.float32, requires_grad=True)
+    direction = torch.randn_like(residual)
+    results = []
+    for compute in (
+        lambda: fast_dropout(source, 0.3).to(residual.dtype) + residual,
+        lambda: dropout_and_add(source, residual, 0.3),
+    ):
+        torch.manual_seed(1)
+        found = compute()
+        results.append((found, *torch.autograd.grad(found, (source, residual), direction)))
+    close = {"rtol": 0.01, "atol": 0.01} if dtype == torch.bfloat16 else {}
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(other, one, **close)
+    assert torch.equal(dropout_and_add(source, residual, 0.0), source.to(residual.dtype) + residual)

@@ -15,7 +15,7 @@ from dataloader import build_dataloader
 from trainer import EmbeddingTrainer
 from trainer.attention import attention, without_cudnn_attention
 from trainer.lora import adapter_matrices, adapter_state
-from trainer.packing import pack
+from trainer.packing import RowForm, pack
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
 
@@ -78,7 +78,7 @@ def test_gradients_of_masked_rows_of_64_tokens_are_finite_where_all_scores_are_l
     """As in some layers of E5; cuDNN's kernel gives none there, on an H100."""
     torch.manual_seed(0)
     lengths = torch.tensor([20, 30, 14, 25, 33, 40, 24])
-    packed = pack(torch.zeros(int(lengths.sum()), dtype=torch.int32), lengths, torch.device("cuda"), tile=64)
+    packed = pack(torch.zeros(int(lengths.sum()), dtype=torch.int32), lengths, torch.device("cuda"), form=RowForm((64,)))
     assert [group.length for group in packed.groups] == [64] and packed.groups[0].mask is not None
     query, key, value = torch.randn(3, packed.input_ids.shape[1], 4, 32).cuda() * 0.1
     query[..., 0], key[..., 0] = 10.0, -20.0  # scores of about -200 / sqrt(32) = -35

@@ -8,7 +8,7 @@ from sentence_transformers import InputExample
 from trainer import EmbeddingTrainer
 from trainer.grad_cache import cached_backward, cut_micro_batches, deal_micro_batches
 from trainer.lora import adapter_matrices
-from trainer.packing import TILE, TILE_16_BITS, pack, row_length
+from trainer.packing import RowForm, pack, row_length
 from trainer.trainer import TrainingError
 
 SYLLABLES = "가나다라마바사아자차카타파하거너더러머버서어저처커터퍼허"
@@ -111,18 +111,18 @@ def test_dealt_micro_batches_by_hand():
 
 
 def deal(sizes: torch.Tensor, max_tokens: int) -> list[np.ndarray]:
-    return deal_micro_batches(sizes, max_tokens, lambda lengths: row_length(lengths, tile=9))
+    return deal_micro_batches(sizes, max_tokens, lambda lengths: row_length(lengths, RowForm((9,))))
 
 
-@pytest.mark.parametrize("tile", [TILE, TILE_16_BITS])
-def test_a_dealt_micro_batch_holds_what_it_may_and_little_padding(tile):
+@pytest.mark.parametrize("form", [RowForm(), RowForm((64,)), RowForm((64, 80, 96))], ids=["32 bits", "GPU", "16 bits"])
+def test_a_dealt_micro_batch_holds_what_it_may_and_little_padding(form):
     # As questions and answers are: many just over half a tile, which sorted slices would give a tile each.
     sizes = torch.from_numpy(np.random.default_rng(0).integers(4, 70, 4000))
     for max_tokens in (200, 4096, 30_000):
-        pieces = deal_micro_batches(sizes, max_tokens, lambda lengths: row_length(lengths, tile=tile))
+        pieces = deal_micro_batches(sizes, max_tokens, lambda lengths: row_length(lengths, form))
         assert sorted(np.concatenate(pieces)) == list(range(4000))
         offsets = [sizes[piece] for piece in pieces]
-        rows = [pack(torch.zeros(int(s.sum()), dtype=torch.int32), s, torch.device("cpu"), tile=tile) for s in offsets]
+        rows = [pack(torch.zeros(int(s.sum()), dtype=torch.int32), s, torch.device("cpu"), form=form) for s in offsets]
         assert max(row.input_ids.shape[1] for row in rows) <= max_tokens
         if max_tokens > 1000:
             assert sum(row.input_ids.shape[1] for row in rows) < 1.1 * sizes.sum()

@@ -11,7 +11,7 @@ from trainer import projection as projection_module
 from trainer.encoder import PackedEncoder, can_pack
 from trainer.lora import setup_lora_model
 from trainer.loss import contrastive_loss
-from trainer.packing import _group_borders, _tiles_by_length, pack
+from trainer.packing import RowForm, _group_borders, _tiles_by_length, pack
 
 TEXTS = ["짧다", "조금 더 긴 글이다", "이것은 세 번째 글이며 앞의 글보다 더 길다", "넷", "다섯 번째", "끝"]
 CPU = torch.device("cpu")
@@ -31,7 +31,9 @@ def trainable_gradients(model):
 def test_embeddings_equal_the_padded_ones(toy_model, group_cost, tile):
     toy_model.double().eval()
     padded = toy_model(toy_model.tokenizer(TEXTS, padding=True, return_tensors="pt"))["sentence_embedding"]
-    packed = PackedEncoder(toy_model)(pack(*flat_tokens(toy_model, TEXTS), CPU, group_cost=group_cost, tile=tile))
+    packed = PackedEncoder(toy_model)(
+        pack(*flat_tokens(toy_model, TEXTS), CPU, form=RowForm((tile,), group_cost=group_cost))
+    )
     torch.testing.assert_close(packed, padded, rtol=0, atol=1e-12)
 
 
@@ -78,7 +80,7 @@ def test_gradients_equal_the_padded_ones_in_float64(
 @pytest.mark.parametrize("tile", [0, 3, 4, 32])
 def test_every_token_stands_once_and_padding_is_marked(tile):
     tokens, lengths = torch.arange(100, 111), torch.tensor([5, 1, 3, 2])
-    batch = pack(tokens, lengths, CPU, group_cost=2, tile=tile)
+    batch = pack(tokens, lengths, CPU, form=RowForm((tile,), group_cost=2))
     kept = batch.real.numpy()
     assert sorted(batch.input_ids[0].numpy()[kept]) == list(range(100, 111))
     starts = [0, 5, 6, 9]
@@ -105,9 +107,9 @@ def test_tiles_by_hand():
     # Into tiles of 8: 6, then 5, then 3 beside 5, which leaves no room, then 2 beside 6, and 1 in a tile of its own. 9 is
     # too long.
     tokens, lengths = torch.arange(26), torch.tensor([1, 3, 9, 5, 2, 6])
-    short, long = pack(tokens, lengths, CPU, tile=8).groups
+    short, long = pack(tokens, lengths, CPU, form=RowForm((8,))).groups
     assert (short.start, short.size, short.length) == (0, 3, 8) and (long.start, long.size, long.length) == (24, 1, 9)
-    batch = pack(tokens, lengths, CPU, tile=8)
+    batch = pack(tokens, lengths, CPU, form=RowForm((8,)))
     rows = torch.where(batch.real, batch.sequence, -1)[:24].view(3, 8).tolist()
     assert rows == [[5] * 6 + [4] * 2, [3] * 5 + [1] * 3, [0] + [-1] * 7]
     assert short.mask[:, 0].sum(dim=(1, 2)).tolist() == [36 + 4, 25 + 9, 1 + 49] and long.mask is None
@@ -124,9 +126,27 @@ def test_tiles_hold_every_sequence_once_and_at_most_one_is_half_empty(sizes, til
             assert sum(2 * tokens <= length for tokens in filled) <= 1
 
 
+def groups_of(sizes, **form):
+    lengths = torch.tensor(sizes)
+    groups = pack(torch.arange(int(lengths.sum())), lengths, CPU, form=RowForm(**form)).groups
+    return [(group.size, group.length) for group in groups]
+
+
+def test_the_tile_length_of_the_least_work_is_chosen():
+    # Two of 20 share a tile of 40, none one of 32.
+    assert groups_of([20] * 6, tiles=(32, 40, 48)) == [(3, 40)]
+    # 64 + 64 tokens without padding, but 66 · 2 is a row of 160 where rows are multiples of 32.
+    assert groups_of([33, 33, 31, 31], tiles=(66, 64), row_multiple=32) == [(2, 64)]
+    # A length of 36 holds all as one group of 4 · 36 = 144 tokens; 32 gives 3 · 32 + 36 = 132 and a group more.
+    assert groups_of([36, 32, 32, 32], tiles=(32, 36), group_cost=16) == [(4, 36)]
+    assert groups_of([36, 32, 32, 32], tiles=(32, 36), group_cost=4) == [(3, 32), (1, 36)]
+    # Much longer tiles would save a few tokens of padding and cost more in attention.
+    assert groups_of([30] * 30, tiles=(32, 900)) == [(30, 32)]
+
+
 def test_one_sequence_and_equal_lengths_need_no_mask(toy_model):
     for texts in (["하나"], ["가나", "다라", "마바"]):
-        batch = pack(*flat_tokens(toy_model, texts), CPU, tile=0 if len(texts) > 1 else 32)
+        batch = pack(*flat_tokens(toy_model, texts), CPU, form=RowForm((0 if len(texts) > 1 else 32,)))
         assert [group.mask for group in batch.groups] == [None]
 
 
@@ -150,7 +170,7 @@ def test_16_bits_are_near_float32_and_their_row_is_filled_up(toy_model_dir, toy_
             torch.nn.init.normal_(parameter, std=0.1)
     encoder, found = PackedEncoder(model), []
     for enabled in (False, True):
-        batch = pack(*flat_tokens(model, TEXTS), CPU, row_multiple=32 if enabled else 1)
+        batch = pack(*flat_tokens(model, TEXTS), CPU, form=RowForm(row_multiple=32 if enabled else 1))
         with torch.autocast("cpu", dtype=kind, enabled=enabled):
             embeddings = encoder(batch)
         assert embeddings.dtype == torch.float32

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.dropout import drop_threshold, dropped, kept_factor, random_bytes
+from trainer.dropout import drop_threshold, dropped, keep_mask, kept_factor
 from trainer.packing import Group
 
 # Scores computed at once on a CPU: what fits its caches. Measured on paragraphs in bf16: 2**20 and 2**22 within a tenth of
@@ -85,8 +85,8 @@ class _CpuAttention(torch.autograd.Function):
         for group in groups:
             parts = _split_heads(qkv, group, heads, 3, _product_type(qkv.dtype, group.length))  # (3, n·H, l, d)
             mixed = torch.empty_like(parts[0])
-            weights, drawn = [], []
-            unseen = None if group.mask is None else _minus_infinity(group.mask, parts.dtype)
+            weights, masks = [], []
+            unseen = None if group.mask is None else group.unseen.to(parts.dtype)
             for rows, sequences in _chunks(group, heads):
                 scores = _product(parts[0, rows], parts[1, rows].transpose(1, 2), scaling)  # (c·H, l, l)
                 if unseen is not None:
@@ -95,12 +95,12 @@ class _CpuAttention(torch.autograd.Function):
                 if keeps:
                     weights.append(softmax)
                 if threshold:
-                    drawn.append(random_bytes(softmax.shape))
-                    softmax = dropped(softmax, drawn[-1], threshold)
+                    masks.append(keep_mask(softmax.shape, threshold))
+                    softmax = dropped(softmax, masks[-1])
                 _product(softmax, parts[2, rows], kept_factor(threshold), out=mixed[rows])
             _merge_heads(output, mixed, group, heads, 1)
             if keeps:
-                kept += [parts, *weights, *drawn]
+                kept += [parts, *weights, *masks]
         context.save_for_backward(*kept)
         context.shared = (groups, heads, scaling, threshold)
         return output
@@ -117,16 +117,16 @@ class _CpuAttention(torch.autograd.Function):
             chunks = list(_chunks(group, heads))
             parts = next(kept)
             weights = [next(kept) for _ in chunks]
-            draws = [next(kept) if threshold else None for _ in chunks]
+            masks = [next(kept) if threshold else None for _ in chunks]
             of_output = _split_heads(gradient, group, heads, 1, parts.dtype)[0]
             of_parts = torch.empty_like(parts)
-            for (rows, _), softmax, drawn in zip(chunks, weights, draws, strict=True):
+            for (rows, _), softmax, mask in zip(chunks, weights, masks, strict=True):
                 query, key, value = parts[:, rows]
-                used = softmax if drawn is None else dropped(softmax, drawn, threshold)
+                used = softmax if mask is None else dropped(softmax, mask)
                 _product(used.transpose(1, 2), of_output[rows], factor, out=of_parts[2, rows])
                 of_weights = _product(of_output[rows], value.transpose(1, 2), factor)  # (c·H, l, l)
-                if drawn is not None:
-                    of_weights = dropped(of_weights, drawn, threshold)
+                if mask is not None:
+                    of_weights = of_weights.mul_(mask.to(of_weights.dtype))
                 of_scores = torch._softmax_backward_data(of_weights, softmax, -1, softmax.dtype)
                 _product(of_scores, key, scaling, out=of_parts[0, rows])
                 _product(of_scores.transpose(1, 2), query, scaling, out=of_parts[1, rows])
@@ -149,11 +149,6 @@ def _by_heads(row: Tensor, group: Group, heads: int, parts: int) -> Tensor:
     """A view of the group's tokens: (parts, n, H, l, d)."""
     tokens = row[group.start : group.start + group.size * group.length]
     return tokens.view(group.size, group.length, parts, heads, -1).permute(2, 0, 3, 1, 4)
-
-
-def _minus_infinity(mask: Tensor, kind: torch.dtype) -> Tensor:
-    """-inf where the mask is False, else 0: added to scores, a tenth of what filling them through a mask costs on a CPU."""
-    return torch.zeros_like(mask, dtype=kind).masked_fill_(~mask, float("-inf"))
 
 
 def _end(groups: tuple[Group, ...]) -> int:

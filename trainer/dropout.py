@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _LEVELS = 256  # of a random byte
-_WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # whole numbers by their bytes
 
 
 def fast_dropout(source: Tensor, p: float) -> Tensor:
@@ -25,6 +24,15 @@ def fast_dropout(source: Tensor, p: float) -> Tensor:
     return _ByteDropout.apply(source, drop_threshold(p))
 
 
+def dropout_and_add(source: Tensor, residual: Tensor, p: float) -> Tensor:
+    """`fast_dropout(source, p) + residual`, of one shape, in the number format of `residual`; p may be 0."""
+    if not p:
+        return source.to(residual.dtype) + residual
+    if source.device.type != "cpu":
+        return F.dropout(source, p).to(residual.dtype) + residual
+    return _ByteDropoutAndAdd.apply(source, residual, drop_threshold(p))
+
+
 def drop_threshold(p: float) -> int:
     """Random bytes below it drop: so many of 256; 0 only where p is, and never all."""
     return min(max(1, round(p * _LEVELS)), _LEVELS - 1) if p else 0
@@ -35,36 +43,48 @@ def kept_factor(threshold: int) -> float:
     return _LEVELS / (_LEVELS - threshold)
 
 
-def random_bytes(shape: Sequence[int]) -> Tensor:
-    """uint8 of any shape on the CPU, eight to a draw of torch's generator."""
+def keep_mask(shape: Sequence[int], threshold: int) -> Tensor:
+    """uint8 of any shape on the CPU: 1 to keep, 0 to drop, of random bytes, eight to a draw of torch's generator."""
     count = math.prod(shape)
     words = torch.empty((count + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
-    return words.view(torch.uint8)[:count].view(*shape)
+    drawn = words.view(torch.uint8)[:count].view(*shape)
+    # Not by a comparison: torch's take several times as long on a CPU.
+    return drawn.clamp_(threshold - 1, threshold).sub_(threshold - 1)
 
 
-def dropped(source: Tensor, drawn: Tensor, threshold: int) -> Tensor:
-    """A copy of `source` with zeros where the bytes `drawn`, of its shape, are below the threshold.
-
-    By a mask of bits: torch's comparisons, and products with their results, take several times as long on a CPU.
-    """
-    whole = _WHOLE[source.element_size()]
-    # A byte below the threshold gives a number that is not negative, whose sign bit, spread over all its bits, is 0.
-    mask = drawn.to(whole).neg_().add_(threshold - 1).bitwise_right_shift_(8 * source.element_size() - 1)
-    return mask.bitwise_and_(source.view(whole)).view(source.dtype)
+def dropped(source: Tensor, kept: Tensor) -> Tensor:
+    """A copy of `source` with zeros where `kept`, of its shape, is 0."""
+    # Cast first: a product of two number formats takes several times as long.
+    return kept.to(source.dtype).mul_(source)
 
 
 class _ByteDropout(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, source: Tensor, threshold: int) -> Tensor:
-        drawn = random_bytes(source.shape)
-        context.save_for_backward(drawn)
-        context.threshold = threshold
-        return dropped(source, drawn, threshold).mul_(kept_factor(threshold))
+        kept = keep_mask(source.shape, threshold)
+        context.save_for_backward(kept)
+        context.factor = kept_factor(threshold)
+        return dropped(source, kept).mul_(context.factor)
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (drawn,) = context.saved_tensors
-        return dropped(gradients[0], drawn, context.threshold).mul_(kept_factor(context.threshold)), None
+        (kept,) = context.saved_tensors
+        return dropped(gradients[0], kept).mul_(context.factor), None
+
+
+class _ByteDropoutAndAdd(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, source: Tensor, residual: Tensor, threshold: int) -> Tensor:
+        kept = keep_mask(source.shape, threshold)
+        context.save_for_backward(kept)
+        context.kind, context.factor = source.dtype, kept_factor(threshold)
+        return torch.add(residual, dropped(source.to(residual.dtype), kept), alpha=context.factor)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        (kept,) = context.saved_tensors
+        (gradient,) = gradients
+        return dropped(gradient, kept).mul_(context.factor).to(context.kind), gradient, None
 
 
 class FastDropout(nn.Dropout):

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import BertModel
 
 from trainer.attention import attention
+from trainer.dropout import dropout_and_add
 from trainer.loss import at_least_float32
 from trainer.packing import Group, PackedBatch
 from trainer.projection import Projection, Update, low_rank_updates
@@ -119,7 +120,7 @@ class _Layer:
 
 def _add_and_norm(block: Any, projected: Tensor, residual: Tensor) -> Tensor:
     """The end of BERT's output block: dropout, residual sum, layer norm."""
-    return block.LayerNorm(block.dropout(projected).to(residual.dtype) + residual)
+    return block.LayerNorm(dropout_and_add(projected, residual, block.dropout.p if block.training else 0.0))
 
 
 def _plain_encoder(model: SentenceTransformer) -> Any:

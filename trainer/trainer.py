@@ -39,7 +39,7 @@ from trainer.lora import (
 from trainer.loss import at_least_float32, contrastive_loss
 from trainer.memory import GIGABYTE, StepMemory, available_bytes, measure_step_memory
 from trainer.monitor import GradientRecorder, LossMean, Monitor, NullMonitor, TensorBoardMonitor
-from trainer.packing import ROW_MULTIPLE_16_BITS, TILE, TILE_16_BITS, pack, row_length
+from trainer.packing import pack, row_form, row_length
 from trainer.resume import BatchStream, Checkpoint, data_fingerprint, find_checkpoint, how_to_resume, write_checkpoint
 from trainer.schedule import linear_warmup_and_decay, warmup_within
 from trainer.selection import selection_score
@@ -84,6 +84,7 @@ class EmbeddingTrainer:
         self.device, device_reason = choose_device(config.device)
         self.precision, precision_reason = choose_precision(config.precision, self.device)
         logger.info("Training on %s (%s), in %s (%s)", self.device, device_reason, self.precision, precision_reason)
+        self._row_form = row_form(self.precision != "fp32", self.device)
         self.model.to(self.device)
         self.global_step = 0
         self.best_score, self.best_step = -math.inf, 0
@@ -336,16 +337,12 @@ class EmbeddingTrainer:
         def cut(max_tokens: int) -> list[np.ndarray]:
             if self._packed_encoder is None:
                 return cut_micro_batches(lengths, max_tokens)
-            return deal_micro_batches(lengths, max_tokens, functools.partial(row_length, tile=self._tile))
+            return deal_micro_batches(lengths, max_tokens, functools.partial(row_length, form=self._row_form))
 
         pieces = cut(self._max_tokens)
         if len(pieces) > 1 and self.device.type == "cpu":
             pieces = cut(min(self._max_tokens, PIECE_TOKENS_ON_A_CPU))
         return pieces
-
-    @property
-    def _tile(self) -> int:
-        return TILE if self.precision == "fp32" else TILE_16_BITS
 
     def _halve_micro_batches(self, longest: int, error: Exception) -> None:
         if self._max_tokens <= longest:
@@ -366,8 +363,7 @@ class EmbeddingTrainer:
         """Embeddings (n, D) of the chosen sequences of the batch."""
         with self._autocast():
             if self._packed_encoder is not None:
-                row_multiple = 1 if self.precision == "fp32" else ROW_MULTIPLE_16_BITS
-                batch = pack(tokens, lengths, self.device, chosen, row_multiple=row_multiple, tile=self._tile)
+                batch = pack(tokens, lengths, self.device, chosen, self._row_form)
                 self._tokens_tried = batch.input_ids.shape[1]
                 return at_least_float32(self._packed_encoder(batch))
             rows = tokens.long().split(lengths.tolist())
@@ -439,7 +435,7 @@ class EmbeddingTrainer:
             try:
                 copies = self._packed_encoder.copies if self._packed_encoder is not None else list
                 length = self.config.max_seq_length
-                in_a_tile = max(1, TILE_16_BITS // length)
+                in_a_tile = max(1, self._row_form.tiles[-1] // length)
                 return measure_step_memory(encoder, embed, length, was_checkpointing, copies, in_a_tile)
             finally:
                 if was_checkpointing:
@@ -476,7 +472,8 @@ class EmbeddingTrainer:
         """
         config = self.config
         trainable = [p for p in self.model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
+        # All matrices in one call each; on a CPU torch would go through them one by one.
+        optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay, foreach=True)
         optimizer.param_groups[0]["initial_lr"] = config.learning_rate  # what a scheduler that goes on starts from
         optimizer.register_step_post_hook(self._note_step)
         warmup = warmup_within(config.warmup_steps, total_steps)
