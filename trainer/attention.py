@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -91,7 +92,7 @@ class _CpuAttention(torch.autograd.Function):
                 scores = _product(parts[0, rows], parts[1, rows].transpose(1, 2), scaling)  # (c·H, l, l)
                 if unseen is not None:
                     scores.view(-1, heads, *scores.shape[1:]).add_(unseen[sequences])
-                softmax = torch.softmax(scores, dim=-1, out=scores)
+                softmax = torch.softmax(scores, dim=-1)  # in place it takes twice as long where l is no multiple of 16
                 if keeps:
                     weights.append(softmax)
                 if threshold:
@@ -166,7 +167,13 @@ def _chunks(group: Group, heads: int) -> Iterator[tuple[slice, slice]]:
 
 def _product(left: Tensor, right: Tensor, factor: float, out: Tensor | None = None) -> Tensor:
     """(b, m, k) @ (b, k, n) * factor -> (b, m, n)."""
-    return torch.baddbmm(left.new_empty((1, 1, 1)), left, right, beta=0, alpha=factor, out=out)
+    return torch.baddbmm(_unread(left.dtype), left, right, beta=0, alpha=factor, out=out)
+
+
+@functools.lru_cache(maxsize=8)
+def _unread(kind: torch.dtype) -> Tensor:
+    """What a product is added to, times 0."""
+    return torch.empty((1, 1, 1), dtype=kind)
 
 
 def _product_type(given: torch.dtype, length: int) -> torch.dtype:
