@@ -83,9 +83,13 @@ class TorchsDropout(Ours):
         with (
             mock.patch.object(encoder, "attention", attention_by_kernel),
             mock.patch.object(encoder, "dropout_and_add", lambda source, residual, p: F.dropout(source, p) + residual),
-            mock.patch.object(projection, "fast_dropout", F.dropout),
+            mock.patch.object(projection, "keep_mask", drawn_by_torch),
         ):
             return super().block()
+
+
+def drawn_by_torch(shape: torch.Size, threshold: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.uint8).bernoulli_(1 - threshold / 256)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
 from trainer import projection as projection_module
+from trainer.dropout import fast_dropout
 from trainer.encoder import PackedEncoder, can_pack
 from trainer.lora import setup_lora_model
 from trainer.loss import contrastive_loss
@@ -50,7 +51,8 @@ def test_gradients_equal_the_padded_ones_in_float64(
 ):
     from sentence_transformers import SentenceTransformer
 
-    monkeypatch.setattr(projection_module, "fast_dropout", lambda source, p: source)
+    monkeypatch.setattr(projection_module, "keep_mask", lambda shape, threshold: torch.ones(shape, dtype=torch.uint8))
+    monkeypatch.setattr(projection_module, "kept_factor", lambda threshold: 1.0)
 
     found = []
     for packed in (False, True):
@@ -75,6 +77,22 @@ def test_gradients_equal_the_padded_ones_in_float64(
     assert any(gradient.abs().max() > 1e-3 for gradient in found[0].values())
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_gradients_of_an_adapter_with_dropout_are_those_of_its_output():
+    torch.manual_seed(0)
+    shapes = {"source": (5, 6), "weight": (4, 6), "bias": (4,), "down": (2, 6), "up": (4, 2)}
+    source, weight, bias, down, up = (torch.randn(*shape, dtype=torch.float64) for shape in shapes.values())
+
+    def output(source, down, up):
+        torch.manual_seed(1)  # one mask for all
+        return projection_module._AdapterBeside.apply(source, weight, bias, down, up, down.detach(), up.detach(), 100)
+
+    learned = [tensor.requires_grad_() for tensor in (source, down, up)]
+    assert torch.autograd.gradcheck(output, learned)
+    torch.manual_seed(1)
+    expected = source @ weight.T + bias + fast_dropout(source, 100 / 256) @ down.T @ up.T
+    torch.testing.assert_close(output(source, down, up), expected)
 
 
 @pytest.mark.parametrize("tile", [0, 3, 4, 32])
