@@ -411,7 +411,7 @@ def test_gradients_are_clipped_to_the_norm(make_trainer, precision):
 @pytest.mark.parametrize(("precision", "scales"), [("fp16", True), ("fp32", False), ("bf16", False)])
 def test_only_fp16_scales_the_loss(make_trainer, precision, scales):
     _, _, scaler = make_trainer(precision=precision)._setup_optimizer_and_scheduler(10)
-    assert (scaler.get_scale() > 1) is scales and scaler.is_enabled()
+    assert (scaler.get_scale() > 1) is scales and scaler.is_enabled() is scales
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -275,7 +275,7 @@ class EmbeddingTrainer:
         self._optimizer_stepped = math.isfinite(self._grad_norm)
         if self._optimizer_stepped:
             optimizer.step()
-        scaler.update(None if self.precision == "fp16" else 1.0)
+        scaler.update()
         self._watch_skips(loss, scaler)
         return loss
 
@@ -481,10 +481,7 @@ class EmbeddingTrainer:
         warmup = warmup_within(config.warmup_steps, total_steps)
         factor = linear_warmup_and_decay(warmup, total_steps)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor, last_epoch=steps_done - 1)
-        if self.precision == "fp16":
-            scaler = torch.amp.GradScaler(self.device.type)
-        else:
-            scaler = torch.amp.GradScaler(self.device.type, init_scale=1.0, growth_interval=2**31 - 1)
+        scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         return optimizer, scheduler, scaler
 
     def _watch_skips(self, loss: Tensor, scaler: torch.amp.GradScaler) -> None:
