@@ -127,7 +127,7 @@ class _CpuAttention(torch.autograd.Function):
                 _product(used.transpose(1, 2), of_output[rows], factor, out=of_parts[2, rows])
                 of_weights = _product(of_output[rows], value.transpose(1, 2), factor)  # (c·H, l, l)
                 if mask is not None:
-                    of_weights = of_weights.mul_(mask.to(of_weights.dtype))
+                    of_weights = dropped(of_weights, mask)
                 of_scores = torch._softmax_backward_data(of_weights, softmax, -1, softmax.dtype)
                 _product(of_scores, key, scaling, out=of_parts[0, rows])
                 _product(of_scores.transpose(1, 2), query, scaling, out=of_parts[1, rows])

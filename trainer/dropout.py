@@ -26,11 +26,14 @@ def fast_dropout(source: Tensor, p: float) -> Tensor:
 
 def dropout_and_add(source: Tensor, residual: Tensor, p: float) -> Tensor:
     """`fast_dropout(source, p) + residual`, of one shape, in the number format of `residual`; p may be 0."""
-    if not p:
-        return source.to(residual.dtype) + residual
-    if source.device.type != "cpu":
-        return F.dropout(source, p).to(residual.dtype) + residual
-    return _ByteDropoutAndAdd.apply(source, residual, drop_threshold(p))
+    if p and source.device.type == "cpu":
+        return _ByteDropoutAndAdd.apply(source, residual, drop_threshold(p))
+    return F.dropout(source, p).to(residual.dtype) + residual
+
+
+def active_p(dropout: nn.Module) -> float:
+    """What a dropout module drops now: nothing in evaluation, nor where PEFT has put an Identity in its place."""
+    return getattr(dropout, "p", 0.0) if dropout.training else 0.0
 
 
 def drop_threshold(p: float) -> int:

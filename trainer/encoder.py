@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import BertModel
 
 from trainer.attention import attention
-from trainer.dropout import dropout_and_add
+from trainer.dropout import active_p, dropout_and_add
 from trainer.loss import at_least_float32
 from trainer.packing import Group, PackedBatch
 from trainer.projection import Projection, Update, low_rank_updates
@@ -111,8 +111,7 @@ class _Layer:
             for projection, update in zip(self.projections, updates, strict=True)
         )
         block = self._attention
-        dropout_p = block.dropout.p if block.training else 0.0
-        attended = attention(to_qkv(hidden), groups, block.num_attention_heads, block.scaling, dropout_p)
+        attended = attention(to_qkv(hidden), groups, block.num_attention_heads, block.scaling, active_p(block.dropout))
         hidden = _add_and_norm(self._attention_output, to_attention_output(attended), hidden)
         activated = self._activation(to_intermediate(hidden))
         return _add_and_norm(self._output, to_output(activated), hidden)
@@ -120,7 +119,7 @@ class _Layer:
 
 def _add_and_norm(block: Any, projected: Tensor, residual: Tensor) -> Tensor:
     """The end of BERT's output block: dropout, residual sum, layer norm."""
-    return block.LayerNorm(dropout_and_add(projected, residual, block.dropout.p if block.training else 0.0))
+    return block.LayerNorm(dropout_and_add(projected, residual, active_p(block.dropout)))
 
 
 def _plain_encoder(model: SentenceTransformer) -> Any:

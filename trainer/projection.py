@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
-from trainer.dropout import drop_threshold, dropped, keep_mask, kept_factor
+from trainer.dropout import active_p, drop_threshold, dropped, keep_mask, kept_factor
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,7 @@ class Projection:
             weight = self._joined("weight", kind)
             return F.linear(source.to(weight.dtype), weight, self._joined("bias", kind))
         # Not through a shared module: its one caller is this one.
-        dropout = self.adapters[0].lora_dropout["default"]
-        p = getattr(dropout, "p", 0.0) if dropout.training else 0.0  # or an Identity
+        p = active_p(self.adapters[0].lora_dropout["default"])
         bias = self._joined("bias", kind)
         source = source.to(bias.dtype)
         matrices = (update.down, update.up, update.down_cast.detach(), update.up_cast.detach())

@@ -470,7 +470,7 @@ class EmbeddingTrainer:
     ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, torch.amp.GradScaler]:
         """AdamW over the adapters, linear warm-up and decay to 0, and the scaler of fp16.
 
-        The other formats use one that stays at 1.
+        In the other formats the scaler does nothing.
         """
         config = self.config
         trainable = [p for p in self.model.parameters() if p.requires_grad]
