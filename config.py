@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 # one place each: to the training pairs (dataloader/pairs.py) and, stored in the model as prompts, when it encodes.
 QUERY_PREFIX = "query: "
 PASSAGE_PREFIX = "passage: "
+PROMPTS = {"query": QUERY_PREFIX, "document": PASSAGE_PREFIX}
 
 REPOSITORY_ROOT = Path(__file__).resolve().parent
 OBJECTIVES = ("answer", "sentence", "window", "context", "keyword", "inverse_cloze")

@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from config import PASSAGE_PREFIX, QUERY_PREFIX, TrainingConfig
+from config import PROMPTS, TrainingConfig
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -51,7 +51,7 @@ def toy_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = SentenceTransformer(
         modules=[Transformer(str(encoder)), Pooling(32, "mean"), Normalize()],
         device="cpu",
-        prompts={"query": QUERY_PREFIX, "document": PASSAGE_PREFIX},
+        prompts=dict(PROMPTS),
     )
     model.max_seq_length = 128
     model.save(str(folder / "model"), create_model_card=False)

