@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PUBLIC_MODULES := config.py train.py inference.py evaluate.py dataloader trainer search eda
+TYPED := config.py train.py inference.py evaluate.py dataloader trainer search eda benchmarks
 
 .DEFAULT_GOAL := help
 .PHONY: help train data test test-full fuzz tensorboard search lint format lock audit clean
@@ -62,7 +62,7 @@ audit: $(VENV)/.installed-dev
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy $(PUBLIC_MODULES)
+	$(BIN)/mypy $(TYPED)
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .

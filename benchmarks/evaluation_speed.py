@@ -50,9 +50,9 @@ def compare(n_queries: int, n_documents: int, rounds: int) -> dict[str, Any]:
     documents = normalize(torch.randn(n_documents, DIMENSION, generator=generator), dim=1)
     near = torch.randint(n_documents, (n_queries,), generator=generator)
     noise = normalize(torch.randn(n_queries, DIMENSION, generator=generator), dim=1)
-    model = Embeddings(normalize(documents[near] + NOISE * noise, dim=1), documents)
-    queries = {f"q{i}": str(i) for i in range(n_queries)}
-    corpus = {f"d{i}": str(i) for i in range(n_documents)}
+    model: Any = Embeddings(normalize(documents[near] + NOISE * noise, dim=1), documents)
+    queries: dict[str, Any] = {f"q{i}": str(i) for i in range(n_queries)}
+    corpus: dict[str, Any] = {f"d{i}": str(i) for i in range(n_documents)}
     also = torch.randint(n_documents, (n_queries,), generator=generator).tolist()  # a second relevant one for every third
     relevant = {
         f"q{i}": {f"d{first}", f"d{second}"} if i % 3 == 0 else {f"d{first}"}

@@ -122,7 +122,7 @@ def with_pairs(source: dict[str, Any], config: TrainingConfig, count: int, steps
 def articles(source: dict[str, Any], count: int) -> list[dict[str, Any]]:
     """KorQuAD 1.0 articles, at least five, with `count` questions; every question and every answer is a text of its own."""
     questions = itertools.islice(numbered_questions(source), count)
-    paragraphs = []
+    paragraphs: list[dict[str, Any]] = []
     while taken := list(itertools.islice(questions, min(QUESTIONS_A_PARAGRAPH, max(1, count // 5)))):
         context, qas = "", []
         for number, (question, answer, _) in enumerate(taken):

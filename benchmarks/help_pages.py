@@ -65,9 +65,9 @@ def main() -> None:
     ):
         lines = (json.dumps({"_id": key, "text": text}, ensure_ascii=False) for key, text in rows)
         options.out.joinpath(f"{name}.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
-    rows = [f"q{n}\t{documents[text]}\t1" for n, found in enumerate(texts.values()) for text in sorted(found)]
-    options.out.joinpath("qrels/test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *rows]) + "\n", "utf-8")
-    print(json.dumps({"queries": len(texts), "documents": len(documents), "relevant": len(rows)}))
+    relevant = [f"q{n}\t{documents[text]}\t1" for n, found in enumerate(texts.values()) for text in sorted(found)]
+    options.out.joinpath("qrels/test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *relevant]) + "\n", "utf-8")
+    print(json.dumps({"queries": len(texts), "documents": len(documents), "relevant": len(relevant)}))
 
 
 if __name__ == "__main__":

@@ -113,7 +113,8 @@ def _article(
     page: Page, qas: list[dict], pages: Sequence[Page], size: float, ids: Iterator[int], chance: random.Random
 ) -> dict[str, Any]:
     context_left = size * CONTEXT_SHARE - len("".join([page.before.context, page.body.context]).encode())
-    above, below = [], []
+    above: list[Body] = []
+    below: list[Body] = []
     while context_left > 0:
         filler = chance.choice(pages).body
         (above if chance.random() < 0.5 else below).append(filler)
@@ -140,7 +141,7 @@ def _link(title: str) -> str:
 
 
 def _question(qa: dict[str, Any], shift: tuple[int, int], number: int) -> dict[str, Any]:
-    answer = qa["answer"] if isinstance(qa["answer"], dict) else {"text": str(qa["answer"])}
+    answer: dict[str, Any] = qa["answer"] if isinstance(qa["answer"], dict) else {"text": str(qa["answer"])}
     start = answer.get("answer_start")
     return {
         "question": qa["question"],

@@ -23,7 +23,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -183,8 +184,8 @@ def measure_kernels(options: argparse.Namespace) -> dict[str, Any]:
             print(f"{name}: left out, {error}", file=sys.stderr)
             continue
         times[name] = {
-            "ms": round(1000 * seconds(lambda action=action: action(1), rounds), 3),
-            "of_64_ms": round(1000 * seconds(lambda action=action: action(64), rounds) / 64, 4),
+            "ms": round(1000 * seconds(partial(action, 1), rounds), 3),
+            "of_64_ms": round(1000 * seconds(partial(action, 64), rounds) / 64, 4),
         }
     return {"part": "kernels", "rows": count, "dimension": DIMENSION, "threads": os.cpu_count(), "kernels": times}
 
@@ -291,14 +292,14 @@ def measure_encoder(options: argparse.Namespace) -> dict[str, Any]:
         "part": "encoder",
         "model": options.model,
         "threads": os.cpu_count(),
-        "query_ms": _medians({n: lambda text, run=run: run(text) for n, run in alone.items()}, queries, 1000),
+        "query_ms": _medians(alone, queries, 1000),
         "passages_a_second": {
             name: round(len(passages) / seconds, 1)
             for name, seconds in _medians(
-                {n: lambda _, run=run: run(passages) for n, run in bulk.items()}, range(options.rounds)
+                {n: _always(run, passages) for n, run in bulk.items()}, range(options.rounds)
             ).items()
         },
-        "load_s": _medians({name: lambda _, name=name: load(name, options.model) for name in alone}, range(options.rounds)),
+        "load_s": _medians({name: _always(load, name, options.model) for name in alone}, range(options.rounds)),
         "least_cosine": {
             name: round(float((engine.encode_passages(passages) * truth).sum(axis=1).min()), 5)
             for name, engine in engines.items()
@@ -310,7 +311,12 @@ def measure_encoder(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _medians(sides: dict[str, Callable[[Any], Any]], inputs: Any, factor: float = 1) -> dict[str, float]:
+def _always(run: Callable[..., Any], *arguments: Any) -> Callable[[Any], Any]:
+    """One of `_medians`'s sides that does the same whatever the input."""
+    return lambda _: run(*arguments)
+
+
+def _medians(sides: Mapping[str, Callable[[Any], Any]], inputs: Any, factor: float = 1) -> dict[str, float]:
     """Median seconds, times a factor, of each side over the inputs; the sides take turns."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for run in sides.values():

@@ -134,7 +134,7 @@ def time_the_trainer(phases: Phases) -> None:
         step(*args)
         raise FirstStepDone
 
-    EmbeddingTrainer._training_step = only_step  # type: ignore[method-assign]
+    EmbeddingTrainer._training_step = only_step  # type: ignore[method-assign, assignment]
 
 
 if __name__ == "__main__":

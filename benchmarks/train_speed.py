@@ -261,9 +261,11 @@ def matrix_rate(tokens: int, config: TrainingConfig, repeats: int = 12) -> float
     """Floating point operations a second of the encoder's own matrix products on `tokens` rows: in float32 on a CPU, in the
     run's own format on a GPU."""
     on_gpu = config.device == "cuda"
-    kind = {"device": config.device, "dtype": AUTOCAST_TYPES.get(config.precision) if on_gpu else None}
-    square, wide, narrow = (torch.randn(*shape, **kind) for shape in ((384, 384), (1536, 384), (384, 1536)))
-    rows, wide_rows = torch.randn(tokens, 384, **kind), torch.randn(tokens, 1536, **kind)
+    device, dtype = config.device, AUTOCAST_TYPES.get(config.precision) if on_gpu else None
+    square, wide, narrow = (
+        torch.randn(*shape, device=device, dtype=dtype) for shape in ((384, 384), (1536, 384), (384, 1536))
+    )
+    rows, wide_rows = (torch.randn(tokens, width, device=device, dtype=dtype) for width in (384, 1536))
     with torch.no_grad():
         start = clock()
         for _ in range(repeats):

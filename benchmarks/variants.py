@@ -57,7 +57,7 @@ def both_directions() -> None:
         back = contrastive_loss(passages, queries, self.config.scale, None if mask is None else mask.T)
         return (contrastive_loss(queries, passages, self.config.scale, mask) + back) / 2
 
-    EmbeddingTrainer._compute_contrastive_loss = loss  # type: ignore[method-assign]
+    EmbeddingTrainer._compute_contrastive_loss = loss  # type: ignore[method-assign, assignment]
 
 
 def penalty() -> None:
@@ -77,8 +77,8 @@ def penalty() -> None:
         divergence = F.kl_div(scores.log_softmax(1), base, log_target=True, reduction="batchmean")
         return contrastive_loss(queries, passages, self.config.scale, mask) + PENALTY * divergence
 
-    EmbeddingTrainer._backward_in_pieces = backward_with_base  # type: ignore[method-assign]
-    EmbeddingTrainer._compute_contrastive_loss = loss  # type: ignore[method-assign]
+    EmbeddingTrainer._backward_in_pieces = backward_with_base  # type: ignore[method-assign, assignment]
+    EmbeddingTrainer._compute_contrastive_loss = loss  # type: ignore[method-assign, assignment]
 
 
 def question_words(own_only: bool = False) -> None:
@@ -119,8 +119,8 @@ def question_words(own_only: bool = False) -> None:
         scores = F.normalize(queries, dim=-1) @ F.normalize(passages, dim=-1).T * self.config.scale
         return F.cross_entropy(scores.masked_fill(mask, -torch.inf), torch.arange(len(queries)))
 
-    TokenisedPairs.__init__, TokenisedPairs.collate = prepare_words, collate_words  # type: ignore[method-assign]
-    EmbeddingTrainer._compute_contrastive_loss = loss  # type: ignore[method-assign]
+    TokenisedPairs.__init__, TokenisedPairs.collate = prepare_words, collate_words  # type: ignore[method-assign, assignment]
+    EmbeddingTrainer._compute_contrastive_loss = loss  # type: ignore[method-assign, assignment]
 
 
 def _words_of(example: PairExample) -> list[str]:
@@ -152,11 +152,12 @@ def faster_b(times: int = 4) -> None:
         )
         rate = self.config.learning_rate * times
         optimizer.add_param_group({"params": of_b, "lr": scheduler.get_last_lr()[0] * times, "initial_lr": rate})
+        assert isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
         scheduler.base_lrs.append(rate)
         scheduler.lr_lambdas.append(scheduler.lr_lambdas[0])
         return optimizer, scheduler, scaler
 
-    EmbeddingTrainer._setup_optimizer_and_scheduler = setup_faster_b  # type: ignore[method-assign]
+    EmbeddingTrainer._setup_optimizer_and_scheduler = setup_faster_b  # type: ignore[method-assign, assignment]
 
 
 # --- the examples -------------------------------------------------------------------------------------------
@@ -225,7 +226,7 @@ def sample_too(examples: Examples, dataset: dict[str, Any], config: TrainingConf
     settings = {"dataset_root": str(REPOSITORY / "data" / "sample"), "train_split": 0.999, "val_split": 0}
     other = TrainingConfig(**config.to_dict() | settings)
     sample = load_cached_dataset(other.dataset_root, other.num_workers, verbose=False, window=window_size(other))
-    more, _ = prepare_training_data(sample, other)
+    more: Any = prepare_training_data(sample, other)[0]
     for example in more:
         example.article += len(dataset["articles"])
     return [*examples, *more]

@@ -13,6 +13,8 @@ class PairExample(InputExample):
         article: index of the article both come from.
     """
 
+    texts: list[str]
+
     def __init__(self, guid: str, texts: list[str], kind: str, answer: str, article: int):
         super().__init__(guid=guid, texts=texts)
         self.kind = kind
