@@ -81,14 +81,14 @@ class TorchsDropout(Ours):
 
     def block(self) -> float:
         with (
-            mock.patch.object(encoder, "attention", attention_by_kernel),
-            mock.patch.object(encoder, "dropout_and_add", lambda source, residual, p: F.dropout(source, p) + residual),
+            mock.patch.object(encoder, "attention", lambda *arguments: attention_by_kernel(*arguments[:-1])),
+            mock.patch.object(encoder, "dropout_and_add", lambda source, residual, p, _: F.dropout(source, p) + residual),
             mock.patch.object(projection, "keep_mask", drawn_by_torch),
         ):
             return super().block()
 
 
-def drawn_by_torch(shape: torch.Size, threshold: int) -> Tensor:
+def drawn_by_torch(shape: torch.Size, threshold: int, _: object) -> Tensor:
     return torch.empty(shape, dtype=torch.uint8).bernoulli_(1 - threshold / 256)
 
 

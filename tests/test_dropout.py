@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trainer.dropout import FastDropout, dropout_and_add, dropped, fast_dropout, keep_mask
+from trainer.dropout import FastDropout, MaskRow, dropout_and_add, dropped, fast_dropout, keep_mask
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
@@ -90,3 +90,33 @@ def test_dropout_and_sum_at_once(dtype):
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(other, one, **close)
     assert torch.equal(dropout_and_add(source, residual, 0.0), source.to(residual.dtype) + residual)
+
+
+def test_masks_of_a_row_are_its_stretches():
+    torch.manual_seed(0)
+    row = MaskRow(100_000)
+    masks = [keep_mask((50, 100), 64, row) for _ in range(200)]
+    bytes_ = row._bytes.tolist()
+    whole = bytes(int(value >= 64) for value in bytes_)
+    places = [whole.find(bytes(mask.flatten().tolist())) for mask in masks]
+    assert min(places) >= 0 and len(set(places)) > 190 and min(places) < 2_000 and max(places) > 93_000
+    assert torch.stack(masks).double().mean().item() == pytest.approx(0.75, abs=0.01)
+    # Of another share from the same bytes: what the larger one keeps the smaller one keeps, too.
+    assert keep_mask((50_000,), 200, row).double().mean().item() == pytest.approx(56 / 256, abs=0.01)
+    assert row._bytes.tolist() == bytes_
+
+
+def test_a_mask_that_a_row_is_too_short_for_is_drawn():
+    row = MaskRow(999)
+    kept = keep_mask((5, 100), 128, row)
+    assert kept.shape == (5, 100) and not row._masks and 150 < kept.sum().item() < 350
+
+
+def test_the_generator_decides_a_row_and_its_places():
+    found = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        row = MaskRow(1000)
+        found.append(torch.stack([keep_mask((100,), 128, row) for _ in range(3)]))
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+    assert not torch.equal(found[0][0], found[0][1])

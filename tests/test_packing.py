@@ -51,7 +51,7 @@ def test_gradients_equal_the_padded_ones_in_float64(
 ):
     from sentence_transformers import SentenceTransformer
 
-    monkeypatch.setattr(projection_module, "keep_mask", lambda shape, threshold: torch.ones(shape, dtype=torch.uint8))
+    monkeypatch.setattr(projection_module, "keep_mask", lambda shape, *_: torch.ones(shape, dtype=torch.uint8))
     monkeypatch.setattr(projection_module, "kept_factor", lambda threshold: 1.0)
 
     found = []
@@ -86,13 +86,38 @@ def test_gradients_of_an_adapter_with_dropout_are_those_of_its_output():
 
     def output(source, down, up):
         torch.manual_seed(1)  # one mask for all
-        return projection_module._AdapterBeside.apply(source, weight, bias, down, up, down.detach(), up.detach(), 100)
+        return projection_module._AdapterBeside.apply(source, weight, bias, down, up, down.detach(), up.detach(), 100, None)
 
     learned = [tensor.requires_grad_() for tensor in (source, down, up)]
     assert torch.autograd.gradcheck(output, learned)
     torch.manual_seed(1)
     expected = source @ weight.T + bias + fast_dropout(source, 100 / 256) @ down.T @ up.T
     torch.testing.assert_close(output(source, down, up), expected)
+
+
+@pytest.mark.parametrize("lora_dropout", [0.0, 0.2])
+def test_what_is_computed_again_drops_the_same(toy_model_dir, toy_config, lora_dropout):
+    from sentence_transformers import SentenceTransformer
+
+    found = []
+    for checkpointing in (False, True):
+        torch.manual_seed(1)
+        model = SentenceTransformer(str(toy_model_dir), device="cpu")
+        dropout = {"lora_dropout": lora_dropout, "encoder_dropout": 0.2}
+        setup_lora_model(model, toy_config(gradient_checkpointing=checkpointing, **dropout)).double().train()
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+        for seed in (2, 2, 3):
+            torch.manual_seed(seed)
+            embeddings = PackedEncoder(model)(pack(*flat_tokens(model, TEXTS), CPU))
+            contrastive_loss(embeddings[:3], embeddings[3:]).backward()
+            found.append(torch.cat([gradient.flatten() for gradient in trainable_gradients(model).values()]))
+            model.zero_grad()
+    for again in (1, 3, 4):
+        torch.testing.assert_close(found[again], found[0], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found[5], found[2], rtol=1e-9, atol=1e-12)
+    assert (found[2] - found[0]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("tile", [0, 3, 4, 32])

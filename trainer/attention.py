@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.dropout import drop_threshold, dropped, keep_mask, kept_factor
+from trainer.dropout import MaskRow, drop_threshold, dropped, keep_mask, kept_factor
 from trainer.packing import Group
 
 # Scores computed at once on a CPU: what fits its caches. Measured on paragraphs in bf16: 2**20 and 2**22 within a tenth of
@@ -22,7 +22,14 @@ _SCORES_AT_ONCE = 1 << 20
 _LONG = 64
 
 
-def attention(qkv: Tensor, groups: tuple[Group, ...], heads: int, scaling: float, dropout_p: float = 0.0) -> Tensor:
+def attention(
+    qkv: Tensor,
+    groups: tuple[Group, ...],
+    heads: int,
+    scaling: float,
+    dropout_p: float = 0.0,
+    masks: MaskRow | None = None,
+) -> Tensor:
     """Scaled dot-product attention of each sequence with itself.
 
     Args:
@@ -31,12 +38,13 @@ def attention(qkv: Tensor, groups: tuple[Group, ...], heads: int, scaling: float
         heads: H; D is a multiple of it.
         scaling: of the scores, 1 / sqrt(D / H).
         dropout_p: of the attention weights.
+        masks: for that on a CPU.
 
     Returns:
         (N, D) in the number format of `qkv`.
     """
     if qkv.device.type == "cpu":
-        return _CpuAttention.apply(qkv, groups, heads, scaling, drop_threshold(dropout_p), qkv.requires_grad)
+        return _CpuAttention.apply(qkv, groups, heads, scaling, drop_threshold(dropout_p), masks, qkv.requires_grad)
     return attention_by_kernel(qkv, groups, heads, scaling, dropout_p)
 
 
@@ -78,7 +86,14 @@ class _CpuAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        context: Any, qkv: Tensor, groups: tuple[Group, ...], heads: int, scaling: float, threshold: int, keeps: bool
+        context: Any,
+        qkv: Tensor,
+        groups: tuple[Group, ...],
+        heads: int,
+        scaling: float,
+        threshold: int,
+        masks: MaskRow | None,
+        keeps: bool,
     ) -> Tensor:
         output = qkv.new_empty(len(qkv), qkv.shape[1] // 3)
         output[_end(groups) :] = 0
@@ -86,7 +101,7 @@ class _CpuAttention(torch.autograd.Function):
         for group in groups:
             parts = _split_heads(qkv, group, heads, 3, _product_type(qkv.dtype, group.length))  # (3, n·H, l, d)
             mixed = torch.empty_like(parts[0])
-            weights, masks = [], []
+            weights, drawn = [], []
             unseen = None if group.mask is None else group.unseen.to(parts.dtype)
             for rows, sequences in _chunks(group, heads):
                 scores = _product(parts[0, rows], parts[1, rows].transpose(1, 2), scaling)  # (c·H, l, l)
@@ -96,12 +111,12 @@ class _CpuAttention(torch.autograd.Function):
                 if keeps:
                     weights.append(softmax)
                 if threshold:
-                    masks.append(keep_mask(softmax.shape, threshold))
-                    softmax = dropped(softmax, masks[-1])
+                    drawn.append(keep_mask(softmax.shape, threshold, masks))
+                    softmax = dropped(softmax, drawn[-1])
                 _product(softmax, parts[2, rows], kept_factor(threshold), out=mixed[rows])
             _merge_heads(output, mixed, group, heads, 1)
             if keeps:
-                kept += [parts, *weights, *masks]
+                kept += [parts, *weights, *drawn]
         context.save_for_backward(*kept)
         context.shared = (groups, heads, scaling, threshold)
         return output
@@ -132,7 +147,7 @@ class _CpuAttention(torch.autograd.Function):
                 _product(of_scores, key, scaling, out=of_parts[0, rows])
                 _product(of_scores.transpose(1, 2), query, scaling, out=of_parts[1, rows])
             _merge_heads(found, of_parts, group, heads, 3)
-        return found, None, None, None, None, None
+        return found, None, None, None, None, None, None
 
 
 def _split_heads(source: Tensor, group: Group, heads: int, parts: int, kind: torch.dtype) -> Tensor:

@@ -13,6 +13,33 @@ from torch import Tensor, nn
 _LEVELS = 256  # of a random byte
 
 
+class MaskRow:
+    """The dropout masks of one forward pass on a CPU: stretches, at random places, of one row of random bytes.
+
+    To draw a byte for each value that is dropped or kept is a twentieth of a step in bf16. Within a mask values are
+    independent, as ever; masks that overlap have bytes in common, at other values of theirs.
+
+    Args:
+        count: bytes to draw. At least twice a mask's values, else the mask is drawn for itself.
+    """
+
+    def __init__(self, count: int):
+        # At once, not when first asked: a layer that is computed again must find it drawn, or would draw otherwise.
+        self._bytes = _random_bytes(count)
+        self._masks: dict[int, Tensor] = {}
+
+    def stretch(self, shape: Sequence[int], threshold: int) -> Tensor | None:
+        """A mask as that of `keep_mask`, not to be written to; None where the row is too short."""
+        count = math.prod(shape)
+        places = len(self._bytes) - count
+        if places < count:
+            return None
+        if threshold not in self._masks:
+            self._masks[threshold] = _kept(self._bytes.clone(), threshold)
+        start = int(torch.randint(places + 1, ()))
+        return self._masks[threshold][start : start + count].view(*shape)
+
+
 def fast_dropout(source: Tensor, p: float) -> Tensor:
     """Inverted dropout of `source`, any shape; a new mask at each call.
 
@@ -24,10 +51,10 @@ def fast_dropout(source: Tensor, p: float) -> Tensor:
     return _ByteDropout.apply(source, drop_threshold(p))
 
 
-def dropout_and_add(source: Tensor, residual: Tensor, p: float) -> Tensor:
+def dropout_and_add(source: Tensor, residual: Tensor, p: float, masks: MaskRow | None = None) -> Tensor:
     """`fast_dropout(source, p) + residual`, of one shape, in the number format of `residual`; p may be 0."""
     if p and source.device.type == "cpu":
-        return _ByteDropoutAndAdd.apply(source, residual, drop_threshold(p))
+        return _ByteDropoutAndAdd.apply(source, residual, drop_threshold(p), masks)
     return F.dropout(source, p).to(residual.dtype) + residual
 
 
@@ -46,11 +73,20 @@ def kept_factor(threshold: int) -> float:
     return _LEVELS / (_LEVELS - threshold)
 
 
-def keep_mask(shape: Sequence[int], threshold: int) -> Tensor:
-    """uint8 of any shape on the CPU: 1 to keep, 0 to drop, of random bytes, eight to a draw of torch's generator."""
-    count = math.prod(shape)
+def keep_mask(shape: Sequence[int], threshold: int, masks: MaskRow | None = None) -> Tensor:
+    """uint8 of any shape on the CPU: 1 to keep, 0 to drop, a stretch of `masks` or of random bytes drawn for it."""
+    stretch = None if masks is None else masks.stretch(shape, threshold)
+    return _kept(_random_bytes(math.prod(shape)), threshold).view(*shape) if stretch is None else stretch
+
+
+def _random_bytes(count: int) -> Tensor:
+    """(count,) uint8, eight to a draw of torch's generator."""
     words = torch.empty((count + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
-    drawn = words.view(torch.uint8)[:count].view(*shape)
+    return words.view(torch.uint8)[:count]
+
+
+def _kept(drawn: Tensor, threshold: int) -> Tensor:
+    """In place: 1 where a byte is at least the threshold, else 0."""
     # Not by a comparison: torch's take several times as long on a CPU.
     return drawn.clamp_(threshold - 1, threshold).sub_(threshold - 1)
 
@@ -77,17 +113,17 @@ class _ByteDropout(torch.autograd.Function):
 
 class _ByteDropoutAndAdd(torch.autograd.Function):
     @staticmethod
-    def forward(context: Any, source: Tensor, residual: Tensor, threshold: int) -> Tensor:
-        kept = keep_mask(source.shape, threshold)
+    def forward(context: Any, source: Tensor, residual: Tensor, threshold: int, masks: MaskRow | None) -> Tensor:
+        kept = keep_mask(source.shape, threshold, masks)
         context.save_for_backward(kept)
         context.kind, context.factor = source.dtype, kept_factor(threshold)
         return torch.add(residual, dropped(source.to(residual.dtype), kept), alpha=context.factor)
 
     @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (kept,) = context.saved_tensors
         (gradient,) = gradients
-        return dropped(gradient, kept).mul_(context.factor).to(context.kind), gradient, None
+        return dropped(gradient, kept).mul_(context.factor).to(context.kind), gradient, None, None
 
 
 class FastDropout(nn.Dropout):

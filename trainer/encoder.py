@@ -20,10 +20,13 @@ from torch.utils.checkpoint import checkpoint
 from transformers import BertModel
 
 from trainer.attention import attention
-from trainer.dropout import active_p, dropout_and_add
+from trainer.dropout import MaskRow, active_p, dropout_and_add
 from trainer.loss import at_least_float32
 from trainer.packing import Group, PackedBatch
 from trainer.projection import Projection, Update, low_rank_updates
+
+# How long the row of dropout masks is, in masks of the hidden states: 24 of these and 12 of the adapters' lie in it.
+MASKS_A_ROW = 4
 
 
 class PackedEncoder:
@@ -52,12 +55,14 @@ class PackedEncoder:
                 token_type_ids=torch.zeros_like(batch.input_ids),
             )[0]  # (N, D)
             updates = iter(low_rank_updates([p for layer in self._layers for p in layer.projections], kind))
+            drops = device == "cpu" and any(layer.drops for layer in self._layers)
+            masks = MaskRow(MASKS_A_ROW * hidden.numel()) if drops else None
             for layer in self._layers:
                 own = [next(updates) for _ in layer.projections]
                 if layer.recomputes and torch.is_grad_enabled():
-                    hidden = checkpoint(layer, hidden, batch.groups, kind, own, use_reentrant=False)
+                    hidden = checkpoint(layer, hidden, batch.groups, kind, own, masks, use_reentrant=False)
                 else:
-                    hidden = layer(hidden, batch.groups, kind, own)
+                    hidden = layer(hidden, batch.groups, kind, own, masks)
             # The mean in float32: an fp16 sum over 256 tokens loses what tells two texts apart.
             hidden = at_least_float32(hidden) * batch.real[:, None]
             summed = hidden.new_zeros((len(batch.lengths), hidden.shape[1])).index_add(0, batch.sequence, hidden)
@@ -103,23 +108,35 @@ class _Layer:
         # Asked of the layer: to ask the encoder is a walk through all modules, 1.5 ms a step.
         return self._layer.gradient_checkpointing and self._layer.training
 
+    @property
+    def drops(self) -> bool:
+        """Whether anything in it drops values now."""
+        blocks = (self._attention, self._attention_output, self._output)
+        return any(active_p(block.dropout) for block in blocks) or any(projection.drops for projection in self.projections)
+
     def __call__(
-        self, hidden: Tensor, groups: tuple[Group, ...], kind: torch.dtype | None, updates: Sequence[Update | None]
+        self,
+        hidden: Tensor,
+        groups: tuple[Group, ...],
+        kind: torch.dtype | None,
+        updates: Sequence[Update | None],
+        masks: MaskRow | None,
     ) -> Tensor:
         to_qkv, to_attention_output, to_intermediate, to_output = (
-            functools.partial(projection, kind=kind, update=update)
+            functools.partial(projection, kind=kind, update=update, masks=masks)
             for projection, update in zip(self.projections, updates, strict=True)
         )
         block = self._attention
-        attended = attention(to_qkv(hidden), groups, block.num_attention_heads, block.scaling, active_p(block.dropout))
-        hidden = _add_and_norm(self._attention_output, to_attention_output(attended), hidden)
+        heads, scaling = block.num_attention_heads, block.scaling
+        attended = attention(to_qkv(hidden), groups, heads, scaling, active_p(block.dropout), masks)
+        hidden = _add_and_norm(self._attention_output, to_attention_output(attended), hidden, masks)
         activated = self._activation(to_intermediate(hidden))
-        return _add_and_norm(self._output, to_output(activated), hidden)
+        return _add_and_norm(self._output, to_output(activated), hidden, masks)
 
 
-def _add_and_norm(block: Any, projected: Tensor, residual: Tensor) -> Tensor:
+def _add_and_norm(block: Any, projected: Tensor, residual: Tensor, masks: MaskRow | None) -> Tensor:
     """The end of BERT's output block: dropout, residual sum, layer norm."""
-    return block.LayerNorm(dropout_and_add(projected, residual, active_p(block.dropout)))
+    return block.LayerNorm(dropout_and_add(projected, residual, active_p(block.dropout), masks))
 
 
 def _plain_encoder(model: SentenceTransformer) -> Any:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
-from trainer.dropout import active_p, drop_threshold, dropped, keep_mask, kept_factor
+from trainer.dropout import MaskRow, active_p, drop_threshold, dropped, keep_mask, kept_factor
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,12 @@ class Projection:
         ]
         self._frozen: dict[str, tuple[Any, Tensor]] = {}
 
-    def __call__(self, source: Tensor, kind: torch.dtype | None, update: Update | None) -> Tensor:
+    def __call__(
+        self, source: Tensor, kind: torch.dtype | None, update: Update | None, masks: MaskRow | None = None
+    ) -> Tensor:
         """The product in the number format `kind`; None: in the weights' own.
 
-        update: of `low_rank_updates`, for the same number format.
+        update: of `low_rank_updates`, for the same number format. masks: for the adapters' dropout on a CPU.
         """
         if update is None:
             # Adapters of another kind, or merged into the weights, which then are not those that were joined: as PEFT does.
@@ -67,9 +69,14 @@ class Projection:
             return _AdaptedLinear.apply(source, self._joined("weight", None), bias, *matrices)
         weight = self._joined("weight", kind)
         if source.device.type == "cpu":
-            return _AdapterBeside.apply(source, weight, bias, *matrices, drop_threshold(p))
+            return _AdapterBeside.apply(source, weight, bias, *matrices, drop_threshold(p), masks)
         low_rank = F.linear(F.dropout(source, p), update.down_cast)  # (N, sum of r)
         return F.linear(source, weight, bias).addmm_(low_rank, update.up_cast.T)
+
+    @property
+    def drops(self) -> bool:
+        """Whether an adapter drops values of its input now."""
+        return any(active_p(dropout) for adapter in self.adapters for dropout in adapter.lora_dropout.values())
 
     def scaling(self) -> tuple[tuple[float, ...], ...]:
         """alpha / r by layer and adapter: of the layer's own adapter, 0 for the others."""
@@ -186,8 +193,9 @@ class _AdapterBeside(torch.autograd.Function):
         down_cast: Tensor,
         up_cast: Tensor,
         threshold: int,
+        masks: MaskRow | None,
     ) -> Tensor:
-        kept, factor = keep_mask(source.shape, threshold), kept_factor(threshold)
+        kept, factor = keep_mask(source.shape, threshold, masks), kept_factor(threshold)
         thinned = dropped(source, kept)
         low_rank = F.linear(thinned, down_cast).mul_(factor)  # (N, r)
         context.save_for_backward(kept, thinned, low_rank, weight, down_cast, up_cast)
@@ -204,7 +212,7 @@ class _AdapterBeside(torch.autograd.Function):
             of_source = (gradient @ weight).addcmul_(of_low_rank @ down, kept.to(gradient.dtype))
         of_down = of_low_rank.T @ thinned  # (r, N) @ (N, in)
         of_up = (low_rank.T @ gradient).T
-        return of_source, None, None, of_down.to(context.kind), of_up.to(context.kind), None, None, None
+        return of_source, None, None, of_down.to(context.kind), of_up.to(context.kind), None, None, None, None
 
 
 def _is_on(adapter: Any) -> bool:
