@@ -84,6 +84,7 @@ class TorchsDropout(Ours):
             mock.patch.object(encoder, "attention", lambda *arguments: attention_by_kernel(*arguments[:-1])),
             mock.patch.object(encoder, "dropout_and_add", lambda source, residual, p, _: F.dropout(source, p) + residual),
             mock.patch.object(projection, "keep_mask", drawn_by_torch),
+            mock.patch.object(encoder, "MaskRow", lambda count: None),
         ):
             return super().block()
 

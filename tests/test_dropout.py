@@ -101,7 +101,7 @@ def test_masks_of_a_row_are_its_stretches():
     places = [whole.find(bytes(mask.flatten().tolist())) for mask in masks]
     assert min(places) >= 0 and len(set(places)) > 190 and min(places) < 2_000 and max(places) > 93_000
     assert torch.stack(masks).double().mean().item() == pytest.approx(0.75, abs=0.01)
-    # Of another share from the same bytes: what the larger one keeps the smaller one keeps, too.
+    # Another share, from the same bytes, which stay.
     assert keep_mask((50_000,), 200, row).double().mean().item() == pytest.approx(56 / 256, abs=0.01)
     assert row._bytes.tolist() == bytes_
 
