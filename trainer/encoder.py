@@ -8,6 +8,7 @@ step.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,6 @@ import torch.nn.functional as F
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from transformers import BertModel
 
 from trainer.attention import attention
@@ -24,6 +24,7 @@ from trainer.dropout import MaskRow, active_p, dropout_and_add
 from trainer.loss import at_least_float32
 from trainer.packing import Group, PackedBatch
 from trainer.projection import Projection, Update, low_rank_updates
+from trainer.recompute import recomputed
 
 # How long the row of dropout masks is, in masks of the hidden states: 24 of these and 12 of the adapters' lie in it.
 MASKS_A_ROW = 4
@@ -60,7 +61,7 @@ class PackedEncoder:
             for layer in self._layers:
                 own = [next(updates) for _ in layer.projections]
                 if layer.recomputes and torch.is_grad_enabled():
-                    hidden = checkpoint(layer, hidden, batch.groups, kind, own, masks, use_reentrant=False)
+                    hidden = _recomputed(layer, hidden, batch.groups, kind, own, masks)
                 else:
                     hidden = layer(hidden, batch.groups, kind, own, masks)
             # The mean in float32: an fp16 sum over 256 tokens loses what tells two texts apart.
@@ -132,6 +133,24 @@ class _Layer:
         hidden = _add_and_norm(self._attention_output, to_attention_output(attended), hidden, masks)
         activated = self._activation(to_intermediate(hidden))
         return _add_and_norm(self._output, to_output(activated), hidden, masks)
+
+
+def _recomputed(
+    layer: _Layer,
+    hidden: Tensor,
+    groups: tuple[Group, ...],
+    kind: torch.dtype | None,
+    updates: Sequence[Update | None],
+    masks: MaskRow | None,
+) -> Tensor:
+    """The layer's output, its activations not kept."""
+
+    def run(hidden: Tensor, *matrices: Tensor) -> Tensor:
+        parts = iter(matrices)
+        own = [None if update is None else Update(*itertools.islice(parts, len(update))) for update in updates]
+        return layer(hidden, groups, kind, own, masks)
+
+    return recomputed(run, layer.drops, hidden, *(matrix for update in updates if update for matrix in update))
 
 
 def _add_and_norm(block: Any, projected: Tensor, residual: Tensor, masks: MaskRow | None) -> Tensor:

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.recompute import random_state, set_random_state
+
 MicroBatch = TypeVar("MicroBatch")
 
 
@@ -92,15 +94,3 @@ def deal_micro_batches(lengths: Tensor, max_tokens: int, row_length: Callable[[n
         if count >= len(order) or max(row_length(sizes[piece]) for piece in pieces) <= limit:
             return pieces
         count = min(len(order), count + 1 + count // 8)
-
-
-def random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """The state of the generators that decide dropout masks: the CPU's, and the GPU's where `device` is one."""
-    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-
-def set_random_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
-    """Go back to a state of `random_state`."""
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1], device)

@@ -10,8 +10,7 @@ from __future__ import annotations
 import functools
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +20,7 @@ from torch import Tensor, nn
 from trainer.dropout import MaskRow, active_p, drop_threshold, dropped, keep_mask, kept_factor
 
 
-@dataclass(frozen=True)
-class Update:
+class Update(NamedTuple):
     """What the adapters of one projection add to its weight: up @ down, (sum of out, in).
 
     down: (sum of r, in), the adapters' A side by side. up: (sum of out, sum of r), alpha / r · B of each on a diagonal, rows

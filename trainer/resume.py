@@ -35,7 +35,7 @@ from torch import Tensor
 from config import CHECKPOINT_PREFIX, CHECKPOINTS_FOLDER, NEWEST, SETTINGS_FILE, TrainingConfig, checkpoint_folders
 from trainer.checkpoint import CheckpointError
 from trainer.durable import flush, flush_tree
-from trainer.grad_cache import random_state, set_random_state
+from trainer.recompute import random_state, set_random_state
 
 logger = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from trainer.checkpoint import CheckpointError, check_output_dir, claimed, save_
 from trainer.device import choose_device, choose_precision
 from trainer.encoder import PackedEncoder, can_pack
 from trainer.evaluation import EvaluationError, RetrievalEvaluator
-from trainer.grad_cache import cached_backward, cut_micro_batches, deal_micro_batches, random_state, set_random_state
+from trainer.grad_cache import cached_backward, cut_micro_batches, deal_micro_batches
 from trainer.lora import (
     adapter_matrices,
     adapter_state,
@@ -40,6 +40,7 @@ from trainer.loss import at_least_float32, contrastive_loss
 from trainer.memory import GIGABYTE, StepMemory, available_bytes, measure_step_memory
 from trainer.monitor import GradientRecorder, LossMean, Monitor, NullMonitor, TensorBoardMonitor
 from trainer.packing import pack, row_form, row_length
+from trainer.recompute import random_state, set_random_state
 from trainer.resume import BatchStream, Checkpoint, data_fingerprint, find_checkpoint, how_to_resume, write_checkpoint
 from trainer.schedule import linear_warmup_and_decay, warmup_within
 from trainer.selection import selection_score
