@@ -17,6 +17,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_four_bit import BYTES
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
@@ -184,3 +185,22 @@ def _character_tokenizer() -> PreTrainedTokenizerFast:
         mask_token="[MASK]",
         model_max_length=512,
     )
+
+
+@pytest.fixture
+def tiny_file(tmp_path: Path) -> Path:
+    """A tiny file as the 4-bit copy's."""
+    file = tmp_path / "tiny.bin"
+    file.write_bytes(BYTES)
+    return file
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model's folder that is made of it."""
+    from trainer.four_bit import convert_e5s1
+
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "tiny.bin").write_bytes(BYTES)
+    convert_e5s1(folder / "tiny.bin", folder / "model")
+    return folder / "model"
