@@ -5,7 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from trainer import attention as attention_module
+from trainer import dropout as dropout_module
 from trainer.attention import attention, attention_by_kernel
+from trainer.dropout import MaskRow
 from trainer.packing import RowForm, pack
 
 HEADS, WIDTH = 3, 4
@@ -74,6 +76,21 @@ def test_gradient_is_the_slope_of_the_output_with_its_dropout_masks(dropout, til
     torch.manual_seed(8)
     other = attention(random_qkv(batch), batch.groups, HEADS, SCALING, dropout) * batch.real[:, None]
     assert torch.equal(with_fixed_masks(random_qkv(batch)), other) == (dropout == 0)
+
+
+def test_masks_come_from_the_row_and_the_gradient_knows_them(monkeypatch):
+    batch = packed([5] * 4)
+    scores = HEADS * 5**2  # of one sequence: the row has masks for two at once, and a third of one more
+    row = MaskRow(4 * scores + 50)
+    monkeypatch.setattr(dropout_module, "_random_bytes", lambda count: pytest.fail("drawn beside the row"))
+
+    def with_fixed_masks(qkv):
+        torch.manual_seed(7)
+        return attention(qkv, batch.groups, HEADS, SCALING, 0.3, row)
+
+    assert torch.autograd.gradcheck(with_fixed_masks, random_qkv(batch))
+    whole = attention(random_qkv(batch), batch.groups, HEADS, SCALING)
+    assert (with_fixed_masks(random_qkv(batch)) - whole).abs().max() > 0.01
 
 
 def test_dropout_keeps_the_mean():

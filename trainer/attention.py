@@ -97,13 +97,15 @@ class _CpuAttention(torch.autograd.Function):
     ) -> Tensor:
         output = qkv.new_empty(len(qkv), qkv.shape[1] // 3)
         output[_end(groups) :] = 0
+        # No more at once than the row of masks has a mask for: one drawn beside it is kept for the backward pass.
+        at_once = min(_SCORES_AT_ONCE, masks.longest) if threshold and masks is not None else _SCORES_AT_ONCE
         kept: list[Tensor] = []
         for group in groups:
             parts = _split_heads(qkv, group, heads, 3, _product_type(qkv.dtype, group.length))  # (3, n·H, l, d)
             mixed = torch.empty_like(parts[0])
             weights, drawn = [], []
             unseen = None if group.mask is None else group.unseen.to(parts.dtype)
-            for rows, sequences in _chunks(group, heads):
+            for rows, sequences in _chunks(group, heads, at_once):
                 scores = _product(parts[0, rows], parts[1, rows].transpose(1, 2), scaling)  # (c·H, l, l)
                 if unseen is not None:
                     scores.view(-1, heads, *scores.shape[1:]).add_(unseen[sequences])
@@ -118,19 +120,19 @@ class _CpuAttention(torch.autograd.Function):
             if keeps:
                 kept += [parts, *weights, *drawn]
         context.save_for_backward(*kept)
-        context.shared = (groups, heads, scaling, threshold)
+        context.shared = (groups, heads, scaling, threshold, at_once)
         return output
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        groups, heads, scaling, threshold = context.shared
+        groups, heads, scaling, threshold, at_once = context.shared
         kept = iter(context.saved_tensors)
         (gradient,) = gradients
         found = gradient.new_empty(len(gradient), 3 * gradient.shape[1])
         found[_end(groups) :] = 0
         factor = kept_factor(threshold)
         for group in groups:
-            chunks = list(_chunks(group, heads))
+            chunks = list(_chunks(group, heads, at_once))
             parts = next(kept)
             weights = [next(kept) for _ in chunks]
             masks = [next(kept) if threshold else None for _ in chunks]
@@ -172,9 +174,9 @@ def _end(groups: tuple[Group, ...]) -> int:
     return groups[-1].start + groups[-1].size * groups[-1].length
 
 
-def _chunks(group: Group, heads: int) -> Iterator[tuple[slice, slice]]:
-    """Slices of the group's n·H matrices, and of the n sequences that these are of."""
-    step = max(1, _SCORES_AT_ONCE // (heads * group.length**2))
+def _chunks(group: Group, heads: int, at_once: int) -> Iterator[tuple[slice, slice]]:
+    """Slices of the group's n·H matrices, of at most so many scores, and of the n sequences that these are of."""
+    step = max(1, at_once // (heads * group.length**2))
     for first in range(0, group.size, step):
         end = min(first + step, group.size)
         yield slice(first * heads, end * heads), slice(first, end)

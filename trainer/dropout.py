@@ -28,12 +28,17 @@ class MaskRow:
         self._bytes = _random_bytes(count)
         self._masks: dict[int, Tensor] = {}
 
+    @property
+    def longest(self) -> int:
+        """The most values that a stretch may have."""
+        return len(self._bytes) // 2
+
     def stretch(self, shape: Sequence[int], threshold: int) -> Tensor | None:
         """A mask as that of `keep_mask`, not to be written to; None where the row is too short."""
         count = math.prod(shape)
-        places = len(self._bytes) - count
-        if places < count:
+        if count > self.longest:
             return None
+        places = len(self._bytes) - count
         if threshold not in self._masks:
             self._masks[threshold] = _kept(self._bytes.clone(), threshold)
         start = int(torch.randint(places + 1, ()))
