@@ -57,7 +57,7 @@ class PackedEncoder:
             )[0]  # (N, D)
             updates = iter(low_rank_updates([p for layer in self._layers for p in layer.projections], kind))
             drops = device == "cpu" and any(layer.drops for layer in self._layers)
-            masks = MaskRow(MASKS_A_ROW * hidden.numel()) if drops else None
+            masks = MaskRow(self._mask_bytes(batch)) if drops else None
             for layer in self._layers:
                 own = [next(updates) for _ in layer.projections]
                 if layer.recomputes and torch.is_grad_enabled():
@@ -68,6 +68,13 @@ class PackedEncoder:
             hidden = at_least_float32(hidden) * batch.real[:, None]
             summed = hidden.new_zeros((len(batch.lengths), hidden.shape[1])).index_add(0, batch.sequence, hidden)
             return F.normalize(summed / batch.lengths[:, None], dim=-1)
+
+    def _mask_bytes(self, batch: PackedBatch) -> int:
+        """How long the row of dropout masks is: room for the attention weights of the longest sequence, at the least."""
+        config = self._encoder.config
+        longest = max(group.length for group in batch.groups)
+        hidden = batch.input_ids.numel() * config.hidden_size
+        return max(MASKS_A_ROW * hidden, 2 * config.num_attention_heads * longest**2)
 
     def copies(self) -> list[Tensor]:
         """The frozen weights that are held beside the model's own."""
