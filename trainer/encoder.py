@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -60,10 +60,11 @@ class PackedEncoder:
             masks = MaskRow(self._mask_bytes(batch)) if drops else None
             for layer in self._layers:
                 own = [next(updates) for _ in layer.projections]
+                run = functools.partial(layer, groups=batch.groups, kind=kind, masks=masks)
                 if layer.recomputes and torch.is_grad_enabled():
-                    hidden = _recomputed(layer, hidden, batch.groups, kind, own, masks)
+                    hidden = _recomputed(run, layer.drops, hidden, own)
                 else:
-                    hidden = layer(hidden, batch.groups, kind, own, masks)
+                    hidden = run(hidden, updates=own)
             # The mean in float32: an fp16 sum over 256 tokens loses what tells two texts apart.
             hidden = at_least_float32(hidden) * batch.real[:, None]
             summed = hidden.new_zeros((len(batch.lengths), hidden.shape[1])).index_add(0, batch.sequence, hidden)
@@ -142,22 +143,15 @@ class _Layer:
         return _add_and_norm(self._output, to_output(activated), hidden, masks)
 
 
-def _recomputed(
-    layer: _Layer,
-    hidden: Tensor,
-    groups: tuple[Group, ...],
-    kind: torch.dtype | None,
-    updates: Sequence[Update | None],
-    masks: MaskRow | None,
-) -> Tensor:
-    """The layer's output, its activations not kept."""
+def _recomputed(layer: Callable[..., Tensor], drops: bool, hidden: Tensor, updates: Sequence[Update | None]) -> Tensor:
+    """`layer(hidden, updates=updates)`, its activations not kept."""
 
     def run(hidden: Tensor, *matrices: Tensor) -> Tensor:
         parts = iter(matrices)
         own = [None if update is None else Update(*itertools.islice(parts, len(update))) for update in updates]
-        return layer(hidden, groups, kind, own, masks)
+        return layer(hidden, updates=own)
 
-    return recomputed(run, layer.drops, hidden, *(matrix for update in updates if update for matrix in update))
+    return recomputed(run, drops, hidden, *(matrix for update in updates if update for matrix in update))
 
 
 def _add_and_norm(block: Any, projected: Tensor, residual: Tensor, masks: MaskRow | None) -> Tensor:

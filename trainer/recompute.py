@@ -52,11 +52,9 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        device = context.saved_tensors[0].device
-        learns = context.needs_input_grad[3:]
-        inputs = [
-            tensor.detach().requires_grad_(wanted) for tensor, wanted in zip(context.saved_tensors, learns, strict=True)
-        ]
+        saved, learns = context.saved_tensors, context.needs_input_grad[3:]
+        device = saved[0].device
+        inputs = [tensor.detach().requires_grad_(wanted) for tensor, wanted in zip(saved, learns, strict=True)]
         present = random_state(device) if context.state is not None else None
         try:
             if context.state is not None:
