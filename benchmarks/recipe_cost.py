@@ -2,9 +2,10 @@
 
     python benchmarks/recipe_cost.py --data KorQuAD_v1.0_dev.json
 
-Every batch of a pass of either recipe, one step of the one and then of the other, as far through its pass; a pass times the
-recipe's epochs are the run's seconds. Minutes: a sample of the batches would leave out what the largest cost, and weigh too
-much that memory is slow when it is first used. One JSON line; `ratio` is the second recipe's seconds over the first one's.
+Every batch of a pass of either recipe, each in a process of its own, a tenth of the one and then of the other; a pass times
+the recipe's epochs are the run's seconds. Minutes: a sample of the batches would leave out what the largest cost, and in one
+process the larger recipe's memory slows the steps of the other by a third.
+One JSON line; `ratio` is the second recipe's seconds over the first one's.
 Evaluation and loading are not in it.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import multiprocessing
 import sys
 import time
 from pathlib import Path
@@ -26,6 +28,7 @@ from config import TrainingConfig, read_recipe
 from dataloader import build_dataloader, load_cached_dataset, prepare_training_data, window_size
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+TURNS = 10
 
 
 class Run:
@@ -49,13 +52,23 @@ class Run:
         self.batches = batches
         self.tokens = self.config.num_epochs * sum(len(batch["tokens"]) for batch in batches)
         self.step(batches[0])  # builds kernels: once a run, not once an epoch
-        self.seconds = 0.0
 
     def step(self, batch: Any) -> float:
         """Its seconds in the whole run."""
         began = time.perf_counter()
         self.trainer._training_step(batch, None, self.optimizer, self.scaler)
         return self.config.num_epochs * (time.perf_counter() - began)
+
+
+def take_turns(end: Any, recipe: str, options: argparse.Namespace) -> None:
+    """In a process of its own: numbers of turns → the seconds of their batches in the whole run."""
+    logging.disable(logging.INFO)
+    run = Run(recipe, options.data, options.train_split, options.split_seed)
+    steps = run.config.num_epochs * len(run.batches)
+    end.send({"precision": run.trainer.precision, "steps": steps, "tokens": run.tokens})
+    for turn in (end.recv() for _ in range(TURNS)):
+        first, last = (len(run.batches) * place // TURNS for place in (turn, turn + 1))
+        end.send(sum(run.step(batch) for batch in run.batches[first:last]))
 
 
 def main() -> None:
@@ -65,21 +78,20 @@ def main() -> None:
     parser.add_argument("--train_split", type=float, default=0.75)
     parser.add_argument("--split_seed", type=int, default=0)
     options = parser.parse_args()
-    logging.disable(logging.INFO)
-    runs = [Run(recipe, options.data, options.train_split, options.split_seed) for recipe in options.recipes]
-    turns = [(place / len(run.batches), run, batch) for run in runs for place, batch in enumerate(run.batches)]
-    for _, run, batch in sorted(turns, key=lambda turn: turn[0]):
-        run.seconds += run.step(batch)
-    seconds = [round(run.seconds, 1) for run in runs]
-    found = {
-        "recipes": options.recipes,
-        "threads": torch.get_num_threads(),
-        "precision": [run.trainer.precision for run in runs],
-        "steps": [run.config.num_epochs * len(run.batches) for run in runs],
-        "seconds": seconds,
-        "tokens": [run.tokens for run in runs],
-        "ratio": round(runs[1].seconds / runs[0].seconds, 3),
-    }
+    spawn = multiprocessing.get_context("spawn")
+    ends = []
+    for recipe in options.recipes:
+        here, there = spawn.Pipe()
+        spawn.Process(target=take_turns, args=(there, recipe, options), daemon=True).start()
+        ends.append((here, here.recv()))  # what it says of itself, once it is ready
+    seconds = [0.0, 0.0]
+    for turn in range(TURNS):
+        for number, (here, _) in enumerate(ends):
+            here.send(turn)
+            seconds[number] += here.recv()
+    found = {"recipes": options.recipes, "threads": torch.get_num_threads()}
+    found |= {name: [about[name] for _, about in ends] for name in ("precision", "steps", "tokens")}
+    found |= {"seconds": [round(value, 1) for value in seconds], "ratio": round(seconds[1] / seconds[0], 3)}
     print(json.dumps(found))
 
 
