@@ -5,8 +5,7 @@
 Every batch of a pass of either recipe, each in a process of its own, a tenth of the one and then of the other; a pass times
 the recipe's epochs are the run's seconds. Minutes: a sample of the batches would leave out what the largest cost, and in one
 process the steps of the smaller recipe took a fifth to a quarter longer, beside the larger one's memory.
-One JSON line; `ratio` is the second recipe's seconds over the first one's.
-Evaluation and loading are not in it.
+One JSON line; `ratio` is the second recipe's seconds over the first one's. Evaluation and loading are not in it.
 """
 
 from __future__ import annotations
@@ -83,6 +82,7 @@ def main() -> None:
     for recipe in options.recipes:
         here, there = spawn.Pipe()
         spawn.Process(target=take_turns, args=(there, recipe, options), daemon=True).start()
+        there.close()  # so that a process that fails ends the wait for it
         ends.append((here, here.recv()))  # what it says of itself, once it is ready
     seconds = [0.0, 0.0]
     for turn in range(TURNS):

@@ -55,14 +55,10 @@ class _Recomputed(torch.autograd.Function):
         saved, learns = context.saved_tensors, context.needs_input_grad[3:]
         device = saved[0].device
         inputs = [tensor.detach().requires_grad_(wanted) for tensor, wanted in zip(saved, learns, strict=True)]
-        present = random_state(device) if context.state is not None else None
-        try:
-            if context.state is not None:
+        devices, draws = [device] if device.type == "cuda" else [], context.state is not None
+        with torch.random.fork_rng(devices, draws), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            if draws:
                 set_random_state(context.state, device)
-            with torch.enable_grad(), torch.autocast(device.type, enabled=False):
-                output = context.run(*inputs)
-        finally:
-            if present is not None:
-                set_random_state(present, device)
+            output = context.run(*inputs)
         torch.autograd.backward(output, gradients[0])
         return None, None, None, *(tensor.grad for tensor in inputs)
