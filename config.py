@@ -110,8 +110,8 @@ class TrainingConfig:
     objective: str = setting(
         "answer",
         "what a question is trained to find: answer, sentence, window or context; or queries that are no questions: keyword "
-        "(the answer finds its sentence), inverse_cloze (a sentence finds the rest of its paragraph); or several, each with "
-        "its passes over the questions in an epoch: answer=1,context=0.5",
+        "(the answer finds its sentence), inverse_cloze (a sentence finds those beside it); or several, each with its "
+        "passes over the questions in an epoch: answer=1,context=0.5",
     )
     article_group: str = setting(
         "1",

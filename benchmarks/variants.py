@@ -193,15 +193,15 @@ def keyword_windows(examples: Examples, *_: Any) -> Examples:
     return examples
 
 
-def neighbours(examples: Examples, *_: Any) -> Examples:
-    """A sentence → the two on either side of it (in place of the kind inverse_cloze)."""
+def neighbours(examples: Examples, *_: Any, count: int = 2) -> Examples:
+    """A sentence → so many on either side of it (in place of the kind inverse_cloze, which takes one)."""
     contexts = {example.guid: example.texts[1] for example in examples if example.kind == "context"}
     for example in examples:
         if example.kind == "inverse_cloze":
             sentence = example.texts[0].removeprefix(QUERY_PREFIX)
             text = contexts[example.guid].removeprefix(PASSAGE_PREFIX)
             start = text.index(sentence)
-            first, last = sentences_around(text, start, start + len(sentence), neighbours=2)
+            first, last = sentences_around(text, start, start + len(sentence), neighbours=count)
             example.texts = [example.texts[0], PASSAGE_PREFIX + text[first:last].replace(sentence, "", 1).strip()]
     return examples
 
@@ -269,7 +269,7 @@ LOSSES: dict[str, Callable[[], None]] = {
 EXAMPLES: dict[str, Callable[..., Examples]] = {
     change.__name__: change
     for change in (gaps, titles, keyword_windows, neighbours, words_left_out, sample_too, hard_negatives)
-}
+} | {"rest_of_paragraph": functools.partial(neighbours, count=sys.maxsize)}
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ Answers alone teach a model to look for things that look like answers, and it fo
 them; text around the answer keeps that. What is asked otherwise than in a question is forgotten all the same, and kept by:
 
 keyword        the answer, as a query → the sentences that hold it
-inverse_cloze  a sentence of the context → the context without it (arXiv:1906.00300)
+inverse_cloze  a sentence of the context → the ones before and after it (arXiv:1906.00300: → all the others)
 
 What each is worth is in docs/RESULTS.md. Imports without torch.
 """
@@ -32,6 +32,8 @@ _SENTENCE_END = re.compile(r"(?:(?<![0-9])[.]|[!?。])[\"'”’」』)\]]*\s+|\
 
 # Characters of a sentence that is asked with: not a heading or the rest of a list, nor half a paragraph.
 _SHORTEST_QUERY, _LONGEST_QUERY = 15, 120
+# Sentences on either side that it finds: all of a paragraph's are two and a half times the tokens and taught no more.
+_NEIGHBOURS = 1
 
 
 def training_pair(kind: str, qa: PreparedQuestion, windows: Sequence[str]) -> tuple[str, str] | None:
@@ -47,15 +49,15 @@ def training_pair(kind: str, qa: PreparedQuestion, windows: Sequence[str]) -> tu
     if kind == "context":
         return question, text
     if kind == "inverse_cloze":
-        return _sentence_and_rest(text, seed=qa["id"])
+        return _sentence_and_neighbours(text, seed=qa["id"])
     if span is None:
         return None
     start, end = sentences_around(text, *span, neighbours=1 if kind == "window" else 0)
     return answer if kind == "keyword" else question, text[start:end]
 
 
-def _sentence_and_rest(text: str, seed: str) -> tuple[str, str] | None:
-    """One sentence, which the seed chooses, and the text without it; None where no sentence fits or nothing is left."""
+def _sentence_and_neighbours(text: str, seed: str) -> tuple[str, str] | None:
+    """One sentence, which the seed chooses, and those on either side; None where no sentence fits or none is beside it."""
     edges = _sentence_edges(text)
     fitting = [
         (start, end)
@@ -65,7 +67,8 @@ def _sentence_and_rest(text: str, seed: str) -> tuple[str, str] | None:
     if not fitting:
         return None
     start, end = random.Random(seed).choice(fitting)
-    return text[start:end].strip(), f"{text[:start].strip()} {text[end:].strip()}".strip()
+    first, last = sentences_around(text, start, end, _NEIGHBOURS)
+    return text[start:end].strip(), f"{text[first:start].strip()} {text[end:last].strip()}".strip()
 
 
 def sentences_around(text: str, start: int, end: int, neighbours: int = 0) -> tuple[int, int]:

@@ -130,11 +130,11 @@ def test_a_keyword_asks_for_its_sentence():
     assert found == [("세종", "세종이 1443년에 만들었다!"), None]
 
 
-def test_a_sentence_asks_for_the_rest_of_its_paragraph():
+def test_a_sentence_asks_for_those_beside_it():
     prepared = prepare_article(article(("누가?", "세종", 10)), "windows", 99)
     assert training_pair("inverse_cloze", prepared["qas"][0], prepared["windows"]) in [
-        ("세종이 1443년에 만들었다!", "한글은 문자이다. 반포는 1446. 10. 9. 이었다. 끝."),
-        ("반포는 1446. 10. 9. 이었다.", "한글은 문자이다. 세종이 1443년에 만들었다! 끝."),
+        ("세종이 1443년에 만들었다!", "한글은 문자이다. 반포는 1446. 10. 9. 이었다."),
+        ("반포는 1446. 10. 9. 이었다.", "세종이 1443년에 만들었다! 끝."),
     ]
     found = {
         training_pair("inverse_cloze", {**prepared["qas"][0], "id": str(number)}, prepared["windows"])

@@ -36,6 +36,7 @@ def test_a_line_of_the_table_by_hand():
 
 
 OBJECTIVES = {"gaps": "sentence", "titles": "sentence", "keyword_windows": "window", "neighbours": "inverse_cloze"}
+OBJECTIVES["rest_of_paragraph"] = "inverse_cloze"
 
 
 @pytest.mark.parametrize("name", [*variants.LOSSES, *variants.EXAMPLES])
@@ -91,11 +92,12 @@ def test_the_examples_of_variants_by_hand():
         ("query: 누가?", "passage: 훈민 정음")
     ]
     context = example("context", "누가?", "하나다. 둘이다. 셋이다. 넷이다. 다섯이다. 여섯이다. 일곱이다.")
-    cloze = example("inverse_cloze", "넷이다.", "하나다. 둘이다. 셋이다. 다섯이다. 여섯이다. 일곱이다.")
-    assert texts(variants.neighbours([context, cloze]))[1] == (
-        "query: 넷이다.",
-        "passage: 둘이다. 셋이다.  다섯이다. 여섯이다.",
-    )
+    for change, passage in (
+        ("neighbours", "둘이다. 셋이다.  다섯이다. 여섯이다."),
+        ("rest_of_paragraph", "하나다. 둘이다. 셋이다.  다섯이다. 여섯이다. 일곱이다."),
+    ):
+        cloze = example("inverse_cloze", "넷이다.", "셋이다. 다섯이다.")
+        assert texts(variants.EXAMPLES[change]([context, cloze]))[1] == ("query: 넷이다.", "passage: " + passage)
     long = example("answer", "가 나 다 라 마 바 사 아 자 차", "세종")
     copies = variants.words_left_out([long, context])
     assert len(copies) == 5 and len({one.texts[0] for one in copies[:4]}) > 1
