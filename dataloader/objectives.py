@@ -45,7 +45,9 @@ def training_pair(kind: str, qa: PreparedQuestion, windows: Sequence[str]) -> tu
         return question, answer
     if not qa.get("windows"):
         return None
-    text, span = windows[qa["windows"][0]], qa["spans"][0]
+    # Of several answers' windows, the one around the answer that is taken; without its place, any.
+    place = next((place for place, span in enumerate(qa["spans"]) if span), 0)
+    text, span = windows[qa["windows"][place]], qa["spans"][place]
     if kind == "context":
         return question, text
     if kind == "inverse_cloze":

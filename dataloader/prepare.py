@@ -30,7 +30,8 @@ class PreparedQuestion(TypedDict):
     question: str
     answers: list[str]
     windows: NotRequired[list[int]]  # places in the article's `windows`, one for each answer that has a place
-    spans: NotRequired[list[tuple[int, int] | None]]  # for each of them, the answer's characters in it, where known
+    # For each of them the answer's characters in it, where they are known and the answer is the one that training takes.
+    spans: NotRequired[list[tuple[int, int] | None]]
     elements: NotRequired[list[str]]  # HTML elements in the source of the first answer, in alphabetical order
 
 
@@ -75,6 +76,14 @@ def source_text(answer: dict | str) -> str:
     return answer if isinstance(answer, str) else answer["text"]
 
 
+def _taken_answer(qa: dict[str, Any]) -> dict | str | None:
+    """The answer that training takes: the first with text, if there are several."""
+    answers = answers_of(qa)
+    if len(answers) == 1:  # nearly always, and cleaning it again takes time
+        return answers[0]
+    return next((answer for answer in answers if clean_html_text(source_text(answer))), None)
+
+
 def _clean_answers(qa: dict[str, Any]) -> Iterator[str]:
     """The question's answers that have text, cleaned."""
     cleaned = (clean_html_text(source_text(answer)) for answer in answers_of(qa))
@@ -116,9 +125,9 @@ def _take_paragraphs(article: dict[str, Any], qas: list[PreparedQuestion]) -> li
 
 
 def _place_of_answer(qa: dict[str, Any], paragraph: str) -> tuple[int, int] | None:
-    """Where in its paragraph the answer is that training takes: the first with text."""
-    chosen = next((answer for answer in answers_of(qa) if clean_html_text(source_text(answer))), None)
-    return _find(chosen, paragraph) if chosen is not None else None
+    """Where in its paragraph the answer is that training takes."""
+    taken = _taken_answer(qa)
+    return _find(taken, paragraph) if taken is not None else None
 
 
 # --- windows (KorQuAD 2.1) ----------------------------------------------------------------------------------
@@ -153,18 +162,20 @@ def _cut_windows(article: dict[str, Any], qas: list[PreparedQuestion], size: int
     """
     page = article["context"]
     found = [
-        (number, place)
+        (number, place, answer is taken)
         for number, qa in enumerate(article["qas"])
-        for place in (_find(answer, page) for answer in answers_of(qa))
-        if place and qas[number]["question"]
+        if qas[number]["question"]
+        for taken in [_taken_answer(qa)]
+        for answer in answers_of(qa)
+        if (place := _find(answer, page))
     ]
     for qa in qas:
         qa["windows"], qa["spans"] = [], []
     windows: list[str] = []
     cut: list[tuple[int, int, int]] = []  # of each window: the stretch, the start and the end in it
-    cleaned = _clean_around(page, [place for _, place in found], size)
+    cleaned = _clean_around(page, [place for _, place, _ in found], size)
     stretch_of = {index: number for number, stretch in enumerate(cleaned) for index in stretch.spans}
-    for index, (number, _) in enumerate(found):
+    for index, (number, _, is_taken) in enumerate(found):
         where = stretch_of[index]
         text, spans = cleaned[where]
         if (span := spans[index]) is None:
@@ -177,7 +188,7 @@ def _cut_windows(article: dict[str, Any], qas: list[PreparedQuestion], size: int
             cut.append((where, start, end))
         _, start, end = cut[shared[0]]
         qas[number]["windows"].append(shared[0])
-        qas[number]["spans"].append((span[0] - start, min(span[1], end) - start))
+        qas[number]["spans"].append((span[0] - start, min(span[1], end) - start) if is_taken else None)
     return windows
 
 

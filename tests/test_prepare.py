@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataloader import prepare
+from dataloader.objectives import training_pair
 from dataloader.prepare import prepare_article
 
 
@@ -33,6 +34,20 @@ def test_windows_are_shared_and_numbered():
     found = prepare_article(page("<p>하나 둘 셋</p>", qa("1?", "하나"), qa("2?", "둘"), qa("3?", "없음")), "windows", 20)
     assert found["windows"] == ["하나 둘 셋"]
     assert [q["windows"] for q in found["qas"]] == [[0], [0], []]
+
+
+@pytest.mark.parametrize(
+    ("answers", "pair"),
+    [
+        (["부산", "서울"], None),  # the one that is taken is not in the page
+        (["서울", "수도"], ("서울", "서울은 수도이다.")),
+        (["<br>", "서울"], ("서울", "서울은 수도이다.")),  # the first has a place, and no text
+    ],
+)
+def test_a_sentence_is_around_the_answer_that_is_taken(answers, pair):
+    found = prepare_article(page("<p>글이다.<br> 서울은 수도이다. 끝이다.</p>", qa("무엇?", answers)), "windows", 99)
+    assert training_pair("keyword", found["qas"][0], found["windows"]) == pair
+    assert training_pair("context", found["qas"][0], found["windows"])
 
 
 def test_paragraphs_are_windows():
