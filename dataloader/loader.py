@@ -138,6 +138,10 @@ def _natural_order(path: Path) -> list[tuple[int, int, str]]:
 # --- archives -----------------------------------------------------------------------------------------------
 
 
+# What zipfile raises where the list of files is damaged: a version or a flag that it does not know, a name that is no text.
+_DAMAGED_ARCHIVE = (zipfile.BadZipFile, RuntimeError, ValueError)
+
+
 def _is_archive(path: Path) -> bool:
     return path.suffix.lower() == ".zip" and path.is_file()
 
@@ -151,7 +155,7 @@ def _members(archive: Path) -> list[Path]:
     """The JSON files in an archive; the archive itself where it cannot be read, so that loading it says why."""
     try:
         infos = _infos(archive)
-    except (OSError, zipfile.BadZipFile):
+    except (OSError, *_DAMAGED_ARCHIVE):
         return [archive]
     members = [path for path in infos if path.suffix.lower() == ".json" and not path.name.startswith(".")]
     members = [path for path in members if "__MACOSX" not in path.parts]
@@ -180,7 +184,7 @@ def _size(path: Path) -> int:
     try:
         archive = archive_of(path)
         return path.stat().st_size if archive is None else _infos(archive)[path].file_size
-    except (OSError, zipfile.BadZipFile, KeyError):
+    except (OSError, KeyError, *_DAMAGED_ARCHIVE):
         return 0
 
 
@@ -212,7 +216,7 @@ def _read(path: Path) -> bytes | memoryview:
         return path.read_bytes() if _buffer is None else _read_again(path, _buffer)
     try:
         return _read_member(archive or path, path)
-    except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError) as error:
+    except (*_DAMAGED_ARCHIVE, zlib.error, EOFError) as error:
         with (archive or path).open("rb") as file:
             _refuse_pointer(file.read(len(_LFS_POINTER)))
         raise _Misshapen(f"the archive cannot be read ({error}); fetch it again") from None

@@ -479,6 +479,19 @@ def test_archives_of_training_and_development_are_never_mixed(tmp_path):
     assert [path.name for path in get_all_json_files(tmp_path)] == ["train.json"]
 
 
+@pytest.mark.parametrize(("place", "value"), [(6, 99), (46, 0xFF)])  # a version and a name that cannot be
+def test_an_archive_whose_list_of_files_is_damaged_is_named(tmp_path, place, value):
+    path = archive(tmp_path / "1.zip", **{"가.json": one_article(1)})
+    damaged = bytearray(path.read_bytes())
+    damaged[damaged.index(b"PK\x01\x02") + place] = value
+    path.write_bytes(damaged)
+    archive(tmp_path / "2.zip", **{"good.json": one_article(2)})
+    with pytest.raises(DatasetError, match=r"1\.zip: the archive cannot be read"):
+        load_entire_dataset(tmp_path, verbose=False)
+    dataset = load_entire_dataset(tmp_path, verbose=False, skip_bad_files=True)
+    assert len(dataset["articles"]) == 1 and len(dataset["skipped"]) == 1
+
+
 def test_broken_archives_are_named_and_can_be_skipped(tmp_path, monkeypatch):
     good = archive(tmp_path / "1.zip", **{"good.json": one_article(1)})
     (tmp_path / "2.zip").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
