@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -75,11 +76,13 @@ class SearchIndex:
 
         Raises InferenceError: not one for each passage, ids that are not text or not unique, metadata JSON cannot hold.
         """
-        new_ids = (
-            one_each(ids, count, "ids") if ids is not None else list(map(str, range(self.next_id, self.next_id + count)))
-        )
-        check_ids(new_ids)
         known = self._by_id()
+        if ids is None:  # numbers that are free: one's own ids may be numbers too
+            free = (str(number) for number in itertools.count(self.next_id) if str(number) not in known)
+            new_ids = list(itertools.islice(free, count))
+        else:
+            new_ids = one_each(ids, count, "ids")
+        check_ids(new_ids)
         double = [new_id for new_id in new_ids if new_id in known]
         if double:
             raise InferenceError(f"{listed(double)} in the index already: remove the old passage first, or use another id.")
@@ -99,6 +102,8 @@ class SearchIndex:
             self._kept_windows.add(np.ones(len(rows), bool))
         self._by_id().update({record["id"]: first + number for number, record in enumerate(records)})
         self.next_id += len(records)
+        while str(self.next_id) in self._by_id():  # beyond those given, which may have left out one's own numbers
+            self.next_id += 1
 
     def remove(self, ids: Iterable[str]) -> None:
         """Take passages out. Raises InferenceError where one is not there, and then takes none out."""

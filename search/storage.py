@@ -281,7 +281,8 @@ def _flush(path: Path) -> None:
     """Have a file or folder on the disk and not in a buffer only."""
     if path.is_dir() and os.name == "nt":
         return  # Windows opens no folder
-    descriptor = os.open(path, os.O_RDONLY)
+    # A file that is open for reading only can be flushed everywhere but on Windows.
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

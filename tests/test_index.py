@@ -66,6 +66,16 @@ def test_add_and_remove(three: SearchIndex) -> None:
     assert three.empty() and three.search(QUERY, 3) == [[]]
 
 
+def test_numbers_that_are_ones_own_ids_are_left_out() -> None:
+    index = SearchIndex()
+    put(index, ["가", "나"], [0.1, 0.2], ids=["3", "2"])
+    put(index, ["다", "라"], [0.3, 0.4])
+    assert index.ids() == ["3", "2", "4", "5"]
+    index.remove(["5"])
+    put(index, ["마"], [0.5])
+    assert index.ids()[-1] == "6"
+
+
 def test_a_long_passage_is_found_once_by_its_best_window() -> None:
     index = SearchIndex()
     records = index.check_new(3, ["long", "short", "other"], None)
