@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import io
 import json
 import logging
 import math
@@ -49,6 +50,12 @@ def cache_folder() -> Path:
     specification says to ignore)."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or "")
     return (root if root.is_absolute() else Path.home() / ".cache") / "korquad-e5"
+
+
+def print_any_text() -> None:
+    """Have standard output write ? for what its encoding lacks (a minus or a dash in cp949), not end the program there."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 class ConfigError(ValueError):
@@ -331,7 +338,8 @@ def config_from_command_line(argv: Sequence[str] | None = None) -> TrainingConfi
     try:
         if given.get("resume"):
             saved, output_dir = _settings_of_run(given)
-            defaults = saved.to_dict() | {"output_dir": output_dir, "overwrite": False}
+            # What was allowed once is not allowed for good.
+            defaults = saved.to_dict() | {"output_dir": output_dir, "overwrite": False, "resume_force": False}
         else:
             defaults = _settings_of_the_sample(given, recipe)
         config = TrainingConfig(**defaults | given)
@@ -359,13 +367,19 @@ def differing_settings(saved: TrainingConfig, now: TrainingConfig) -> list[str]:
 def checkpoint_folders(place: str | Path) -> list[Path]:
     """The checkpoints at a path, newest first: of the run whose output_dir it is, or the one checkpoint that it is."""
     place = Path(place)
-    if place.name.startswith(CHECKPOINT_PREFIX):
+    if _is_checkpoint(place):
         return [place] if place.is_dir() else []
     try:
-        found = [path for path in (place / CHECKPOINTS_FOLDER).iterdir() if path.name.startswith(CHECKPOINT_PREFIX)]
+        found = [path for path in (place / CHECKPOINTS_FOLDER).iterdir() if _is_checkpoint(path)]
     except OSError:
         return []
     return sorted(found, reverse=True)
+
+
+def _is_checkpoint(place: Path) -> bool:
+    """Whether a path is named as checkpoints are: a run's own folder may begin with "batch-" too."""
+    number = place.name.removeprefix(CHECKPOINT_PREFIX)
+    return place.absolute().parent.name == CHECKPOINTS_FOLDER and number != place.name and number.isdecimal()
 
 
 def _settings_of_run(given: Mapping[str, Any]) -> tuple[TrainingConfig, str]:
@@ -373,9 +387,9 @@ def _settings_of_run(given: Mapping[str, Any]) -> tuple[TrainingConfig, str]:
     resume = given["resume"]
     if resume != NEWEST:
         place = Path(str(resume))
-        run = place.parent.parent if place.name.startswith(CHECKPOINT_PREFIX) else place
+        run = place.absolute().parent.parent if _is_checkpoint(place) else place
     else:
-        places = [given["output_dir"]] if "output_dir" in given else [TrainingConfig.output_dir, _sample_output_dir()]
+        places = [str(given["output_dir"])] if "output_dir" in given else [TrainingConfig.output_dir, _sample_output_dir()]
         place = run = Path(str(next((place for place in places if checkpoint_folders(place)), places[0])))
     for folder in checkpoint_folders(place):
         try:

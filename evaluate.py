@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from config import ConfigError, TrainingConfig, objective_weights
+from config import ConfigError, TrainingConfig, objective_weights, print_any_text
 from dataloader import (
     DatasetError,
     RetrievalSet,
@@ -249,6 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Wrong options end the program with status 2, as argparse does.
     """
+    print_any_text()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "sentence_transformers", "transformers"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

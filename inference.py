@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from config import PASSAGE_PREFIX, QUERY_PREFIX, SAMPLE_RECIPE, TrainingConfig, read_recipe
+from config import PASSAGE_PREFIX, QUERY_PREFIX, SAMPLE_RECIPE, TrainingConfig, print_any_text, read_recipe
 from search import storage
 from search.compare import Comparison, print_comparison
 from search.encoder import OnnxEncoder, TorchEncoder
@@ -598,6 +598,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Wrong options end the program with status 2, as argparse does.
     """
+    print_any_text()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "sentence_transformers", "torch", "transformers"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -19,7 +19,7 @@ import warnings
 from types import FrameType
 from typing import Any
 
-from config import ConfigError, TrainingConfig, config_from_command_line
+from config import ConfigError, TrainingConfig, config_from_command_line, print_any_text
 from dataloader import (
     build_dataloader,
     clean_html_text,
@@ -134,6 +134,7 @@ def print_verdict(config: TrainingConfig, verdict) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run from the command line. Returns the exit status: 0, 1 for what went wrong, 2 for wrong settings, 128 and the
     signal's number for SIGINT (130) and SIGTERM (143)."""
+    print_any_text()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "sentence_transformers", "transformers", "absl", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

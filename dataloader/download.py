@@ -37,7 +37,7 @@ from urllib.request import Request, urlopen
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from config import DEFAULT_DATASET_ROOT
+from config import DEFAULT_DATASET_ROOT, print_any_text
 
 logger = logging.getLogger(__name__)
 
@@ -377,6 +377,7 @@ def _disk_trouble(error: OSError) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit status."""
+    print_any_text()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     options = _parse(argv)
     root = options.root or default_root(options.version, options.split)

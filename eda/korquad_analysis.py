@@ -25,7 +25,7 @@ from typing import Any
 if not __package__:  # run as a script: the repository root is not on the path
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from config import DEFAULT_DATASET_ROOT, SAMPLE_DATASET_ROOT, ConfigError, TrainingConfig
+from config import DEFAULT_DATASET_ROOT, SAMPLE_DATASET_ROOT, ConfigError, TrainingConfig, print_any_text
 from dataloader import DatasetError, get_all_json_files
 from eda.collisions import collision_chance, row_collision_share, same_answer_chance
 from eda.counted import counted, length_statistics, occurrence_statistics, truncation
@@ -144,6 +144,7 @@ def _most_common(counts: Counter[str]) -> list[tuple[str, int]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line. Returns the exit status: 0, 1 for what went wrong, 130 for Ctrl-C."""
+    print_any_text()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     options = _parse_options(argv)

@@ -173,6 +173,16 @@ def test_an_output_folder_with_other_files_is_refused_even_with_overwrite(toy_co
             check_output_dir(toy_config(output_dir=str(tmp_path / "mine"), overwrite=overwrite))
 
 
+def test_what_the_system_or_the_run_itself_leaves_is_nobodys(toy_config, tmp_path):
+    mine = tmp_path / "mine"
+    (mine / "runs" / "logs").mkdir(parents=True)
+    for name in (".DS_Store", "Thumbs.db"):
+        (mine / name).write_text("")
+    check_output_dir(toy_config(output_dir=str(mine), log_dir=str(mine / "runs" / "logs")))
+    with pytest.raises(CheckpointError, match=r"that no run of train\.py made \(runs\)"):
+        check_output_dir(toy_config(output_dir=str(mine), log_dir=str(tmp_path)))
+
+
 def test_the_check_makes_the_folder_and_leaves_nothing_in_it(config):
     check_output_dir(config)
     assert list(Path(config.output_dir).iterdir()) == []

@@ -1,9 +1,11 @@
 """Settings: where each value comes from, what is refused, and that everything wrong is said at once."""
 
 import dataclasses
+import io
 import json
 import logging
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from config import (
     ConfigError,
     TrainingConfig,
     config_from_command_line,
+    print_any_text,
     read_recipe,
 )
 
@@ -163,6 +166,14 @@ def test_whole_numbers_written_as_floats_become_int(recipe):
     config = TrainingConfig.load(recipe("max_samples: 1e4\nscale: 100\n"))
     assert (config.max_samples, type(config.max_samples)) == (10_000, int)
     assert (config.scale, type(config.scale)) == (100.0, float)
+
+
+def test_what_an_encoding_lacks_ends_no_program(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="cp949"))
+    print_any_text()
+    print("점수 −.1 – 끝", flush=True)
+    assert written.getvalue().decode("cp949").strip() == "점수 ?.1 ? 끝"
 
 
 def test_help_lists_every_option_with_its_default(capsys):

@@ -449,6 +449,34 @@ def test_a_command_line_that_would_change_the_result_is_refused_before_anything_
     assert config_from_command_line([*argv, "--resume_force"]).learning_rate == 1
 
 
+def test_what_was_forced_once_is_not_forced_for_good(half_done):
+    argv = ["--resume", "--output_dir", half_done.output_dir]
+    settings = checkpoint_folders(half_done.output_dir)[0] / "training_config.json"
+    settings.write_text(json.dumps(half_done.to_dict() | {"resume_force": True}))
+    assert not config_from_command_line(argv).resume_force
+    with pytest.raises(ConfigError, match="--learning_rate"):
+        config_from_command_line([*argv, "--learning_rate", "1"])
+
+
+def test_a_run_whose_folder_is_named_like_a_checkpoint(run_settings, train_toy):
+    config = run_settings("x", keep_checkpoints=1)
+    for name in ("batch-64", "batch-00000064"):
+        config = TrainingConfig(**config.to_dict() | {"output_dir": str(Path(config.output_dir).with_name(name))})
+        assert checkpoint_folders(config.output_dir) == []
+        train_toy(config)
+        assert [path.name for path in checkpoint_folders(config.output_dir)] == ["batch-00000008"]
+        assert config_from_command_line(["--resume", "--output_dir", config.output_dir]).output_dir == config.output_dir
+
+
+def test_a_checkpoint_that_a_process_of_the_same_number_left_unwritten(run_settings, train_toy):
+    config = run_settings("x")
+    left = Path(config.output_dir) / "checkpoints" / f".batch-00000002-{os.getpid()}"
+    left.mkdir(parents=True)
+    (left / "state.json").write_text("half")
+    train_toy(config)
+    assert [path.name for path in checkpoint_folders(config.output_dir)] == ["batch-00000008", "batch-00000006"]
+
+
 @pytest.mark.parametrize("place", ["nowhere", "nowhere/checkpoints/batch-00000001"])
 def test_resuming_what_is_not_there_is_an_error(tmp_path, place):
     with pytest.raises(ConfigError, match=r"--resume: .*nowhere.* holds no checkpoint to go on from"):

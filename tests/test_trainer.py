@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from sentence_transformers import InputExample, SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
@@ -206,6 +207,18 @@ def test_a_strength_without_a_score_is_not_chosen(make_trainer):
     assert trainer.train(batches(2), evaluator=Script(0.1, 0.2, math.nan, 0.7)) == 0.7
     trainer = make_trainer(adapter_scales=[0.5, 1.5])
     assert trainer.train(batches(2), evaluator=Script(0.1, 0.2, math.nan)) == 0.2
+
+
+def test_without_an_evaluation_the_strength_is_the_one_that_is_set(make_trainer, caplog):
+    for scales, kept in (([0.5], 0.5), ([0.5, 1.5], 1.0)):
+        trainer = make_trainer(adapter_scales=scales)
+        trainer.train(batches(2))
+        ups = {name: matrix for name, matrix in adapter_state(trainer.model).items() if "lora_B" in name}
+        saved = load_file(Path(trainer.config.output_dir) / "lora_adapter" / "adapter_model.safetensors")
+        for name, matrix in ups.items():
+            found = saved["base_model.model." + name.split("base_model.model.")[-1].replace(".default", "") + ".weight"]
+            assert torch.equal(found, matrix * kept)
+    assert "choose one of the adapter_scales by" in caplog.text
 
 
 def test_the_adapter_that_was_trained_last_is_there_after_a_strength_was_chosen(make_trainer):

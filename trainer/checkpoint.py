@@ -83,9 +83,11 @@ def check_output_dir(config: TrainingConfig) -> None:
         raise CheckpointError(
             f"--output_dir {output_dir}: cannot be written to ({error.strerror}). Name another folder."
         ) from error
-    if found and CONFIG_FILE not in found:
+    foreign = sorted(name for name in found if not _is_nobodys(output_dir / name, config))
+    if foreign and CONFIG_FILE not in found and not (_resumes_here(config) and checkpoint_folders(output_dir)):
+        some = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
         raise CheckpointError(
-            f"--output_dir {output_dir} holds files that no run of train.py made. Name an empty or a new folder."
+            f"--output_dir {output_dir} holds files that no run of train.py made ({some}). Name an empty or a new folder."
         )
     if config.overwrite or _resumes_here(config):
         return
@@ -99,6 +101,13 @@ def check_output_dir(config: TrainingConfig) -> None:
             f"{output_dir} holds a run that was not finished ({unfinished[0].name}). Go on with it with --resume, name "
             "another folder with --output_dir, or pass --overwrite to start anew."
         )
+
+
+def _is_nobodys(path: Path, config: TrainingConfig) -> bool:
+    """Whether a file or folder is the system's, or the run's own logs: no work of somebody else's."""
+    logs = Path(config.log_dir).resolve() if config.log_dir else None
+    holds_logs = logs is not None and path.resolve() in (logs, *logs.parents)
+    return path.name.startswith(".") or path.name in ("Thumbs.db", "desktop.ini") or holds_logs
 
 
 def _resumes_here(config: TrainingConfig) -> bool:

@@ -82,6 +82,7 @@ def write_checkpoint(
     files[SETTINGS_FILE] = _as_json(config.to_dict())
     files[CHECKSUMS_FILE] = _as_json({name: _sha256(content) for name, content in files.items()})
     try:
+        shutil.rmtree(aside, ignore_errors=True)  # of a killed process with the same number, as in a container
         aside.mkdir(parents=True)
         for name, content in files.items():
             (aside / name).write_bytes(content)

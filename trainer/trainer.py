@@ -561,14 +561,27 @@ class EmbeddingTrainer:
         self.best_metrics, self._best_adapter = metrics | {"adapter_scale": scale}, adapter
 
     def _save_best(self) -> None:
-        """The finished model: the best adapter merged in, or without one the present adapter."""
-        if not self.best_metrics:
+        """The finished model: the best adapter merged in, or without one the present adapter at the strength that is set."""
+        if self.best_metrics:
+            self._save(self._best_adapter, {"step": self.best_step, "validation": self.best_metrics})
+        elif (scale := self._unmeasured_scale()) != 1:
+            self._save(scaled_adapter(adapter_state(self.model), scale), {"step": self.global_step})
+        else:
             save_finished_model(self.model, self.config, {"step": self.global_step})
-            return
+
+    def _save(self, adapter: dict[str, Tensor], record: dict[str, Any]) -> None:
+        """The model with another adapter than the present one."""
         present = adapter_state(self.model)
-        load_adapter_state(self.model, self._best_adapter)
-        save_finished_model(self.model, self.config, {"step": self.best_step, "validation": self.best_metrics})
+        load_adapter_state(self.model, adapter)
+        save_finished_model(self.model, self.config, record)
         load_adapter_state(self.model, present)
+
+    def _unmeasured_scale(self) -> float:
+        scales = self.config.adapter_scales
+        if len(scales) == 1:
+            return scales[0]
+        logger.warning("No evaluation gave a score to choose one of the adapter_scales by: the update is kept as trained")
+        return 1.0
 
     # --- going on ---------------------------------------------------------------------------------------------------
 
