@@ -38,7 +38,10 @@ def main() -> None:
             results = sorted(
                 (result for result in rows[name, seed] if measure in result), key=lambda result: result["scale"]
             )
-            style = {"label": name, "linewidth": 1.8} if name in options.shown else {"color": "#cccccc", "linewidth": 0.8}
+            first_seed = next(seed for row, seed in rows if row == name)
+            colour = f"C{options.shown.index(name)}" if name in options.shown else "#cccccc"
+            width = 1.8 if name in options.shown else 0.8
+            style = {"color": colour, "linewidth": width, "label": name if width > 1 and seed == first_seed else None}
             (line,) = axes.plot(*([result[task] for result in results] for task in ("answers", measure)), **style)
             sizes = [45 * result["scale"] for result in results]
             axes.scatter(line.get_xdata(), line.get_ydata(), s=sizes, color=line.get_color(), zorder=line.get_zorder())

@@ -1,4 +1,4 @@
-"""What the optimiser's steps of two recipes cost, whole runs of the same data, alternating in one process.
+"""What the optimiser's steps of two recipes cost, whole runs of the same data, taking turns.
 
     python benchmarks/recipe_cost.py --data KorQuAD_v1.0_dev.json
 

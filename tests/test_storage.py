@@ -103,6 +103,19 @@ def test_another_model_is_refused_with_both_names(tmp_path: Path) -> None:
 # Saves that fail
 
 
+def test_files_are_flushed_by_a_handle_that_may_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows flushes no other."""
+    opened, real = [], os.open
+
+    def noted(path: Any, flags: int, *rest: Any, **named: Any) -> int:
+        opened.append((Path(path).is_dir(), flags & (os.O_RDWR | os.O_WRONLY)))
+        return real(path, flags, *rest, **named)
+
+    monkeypatch.setattr(storage.os, "open", noted)
+    storage.save(an_index(), tmp_path, MODEL)
+    assert any(not folder for folder, _ in opened) and all(folder or writes for folder, writes in opened)
+
+
 @pytest.mark.parametrize("step", ["_write_vectors", "_write_passages", "_flush", "_replace"])
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_torn_save_leaves_the_good_index(
