@@ -405,7 +405,8 @@ class E5KorQuADInference(ToolEmbeddings):
         if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
             return encode_many(value)
         try:
-            array = np.asarray(value, np.float32)
+            with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused below
+                array = np.asarray(value, np.float32)
         except (TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise InferenceError(f"{name} must be a text, a list of texts or embeddings: {error}.") from None
         if array.ndim not in (1, 2) or not array.shape[-1]:
