@@ -38,10 +38,9 @@ def main() -> None:
             results = sorted(
                 (result for result in rows[name, seed] if measure in result), key=lambda result: result["scale"]
             )
-            first_seed = next(seed for row, seed in rows if row == name)
-            colour = f"C{options.shown.index(name)}" if name in options.shown else "#cccccc"
-            width = 1.8 if name in options.shown else 0.8
-            style = {"color": colour, "linewidth": width, "label": name if width > 1 and seed == first_seed else None}
+            style = {"color": "#cccccc", "linewidth": 0.8}
+            if name in options.shown:
+                style = {"color": f"C{options.shown.index(name)}", "linewidth": 1.8, "label": name}
             (line,) = axes.plot(*([result[task] for result in results] for task in ("answers", measure)), **style)
             sizes = [45 * result["scale"] for result in results]
             axes.scatter(line.get_xdata(), line.get_ydata(), s=sizes, color=line.get_color(), zorder=line.get_zorder())
@@ -50,7 +49,9 @@ def main() -> None:
         axes.set(xlabel="answers, MRR@10", ylabel=label, ylim=(LEAST[measure], None))
     panels[0].set(title="Validation articles; above the line nothing is lost")
     panels[1].set(title="Other text; a larger dot is a stronger update (.25 to 1.25)")
-    panels[0].legend(fontsize=9, loc="lower left")
+    handles, labels = panels[0].get_legend_handles_labels()
+    named = dict(zip(labels, handles, strict=True))  # each row once, whatever its seeds
+    panels[0].legend(named.values(), named.keys(), fontsize=9, loc="lower left")
     figure.savefig(options.figure, dpi=120)
 
 

@@ -38,6 +38,7 @@ from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from config import DEFAULT_DATASET_ROOT, print_any_text
+from dataloader.loader import DAMAGED_ARCHIVE
 
 logger = logging.getLogger(__name__)
 
@@ -203,7 +204,7 @@ def _check_archive(archive: Path, target: Path) -> None:
         with zipfile.ZipFile(archive) as opened:
             members = opened.infolist()
         trouble = _hostile(members, archive.stat().st_size)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+    except DAMAGED_ARCHIVE as error:
         trouble = f"is not a .zip archive ({error})"
     if trouble:
         archive.unlink()

@@ -139,7 +139,7 @@ def _natural_order(path: Path) -> list[tuple[int, int, str]]:
 
 
 # What zipfile raises where the list of files is damaged: a version or a flag that it does not know, a name that is no text.
-_DAMAGED_ARCHIVE = (zipfile.BadZipFile, RuntimeError, ValueError)
+DAMAGED_ARCHIVE = (zipfile.BadZipFile, RuntimeError, ValueError)
 
 
 def _is_archive(path: Path) -> bool:
@@ -155,7 +155,7 @@ def _members(archive: Path) -> list[Path]:
     """The JSON files in an archive; the archive itself where it cannot be read, so that loading it says why."""
     try:
         infos = _infos(archive)
-    except (OSError, *_DAMAGED_ARCHIVE):
+    except (OSError, *DAMAGED_ARCHIVE):
         return [archive]
     members = [path for path in infos if path.suffix.lower() == ".json" and not path.name.startswith(".")]
     members = [path for path in members if "__MACOSX" not in path.parts]
@@ -184,7 +184,7 @@ def _size(path: Path) -> int:
     try:
         archive = archive_of(path)
         return path.stat().st_size if archive is None else _infos(archive)[path].file_size
-    except (OSError, KeyError, *_DAMAGED_ARCHIVE):
+    except (OSError, KeyError, *DAMAGED_ARCHIVE):
         return 0
 
 
@@ -216,7 +216,7 @@ def _read(path: Path) -> bytes | memoryview:
         return path.read_bytes() if _buffer is None else _read_again(path, _buffer)
     try:
         return _read_member(archive or path, path)
-    except (*_DAMAGED_ARCHIVE, zlib.error, EOFError) as error:
+    except (*DAMAGED_ARCHIVE, zlib.error, EOFError) as error:
         with (archive or path).open("rb") as file:
             _refuse_pointer(file.read(len(_LFS_POINTER)))
         raise _Misshapen(f"the archive cannot be read ({error}); fetch it again") from None

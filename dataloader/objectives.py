@@ -62,14 +62,15 @@ def _sentence_and_neighbours(text: str, seed: str) -> tuple[str, str] | None:
     """One sentence, which the seed chooses, and those on either side; None where no sentence fits or none is beside it."""
     edges = _sentence_edges(text)
     fitting = [
-        (start, end)
-        for start, end in itertools.pairwise(edges)
+        number
+        for number, (start, end) in enumerate(itertools.pairwise(edges))
         if _SHORTEST_QUERY <= end - start <= _LONGEST_QUERY and end - start < len(text)
     ]
     if not fitting:
         return None
-    start, end = random.Random(seed).choice(fitting)
-    first, last = sentences_around(text, start, end, _NEIGHBOURS)
+    number = random.Random(seed).choice(fitting)
+    start, end = edges[number : number + 2]
+    first, last = edges[max(number - _NEIGHBOURS, 0)], edges[min(number + 1 + _NEIGHBOURS, len(edges) - 1)]
     return text[start:end].strip(), f"{text[first:start].strip()} {text[end:last].strip()}".strip()
 
 

@@ -95,10 +95,9 @@ _TAG_NAME = re.compile(r"</?([a-zA-Z][a-zA-Z0-9]*+)[^<>]*+>")
 
 
 def _elements(qa: dict[str, Any]) -> list[str]:
-    """HTML elements of the answer that training takes: the first with text, else the first."""
-    sources = [source_text(answer) for answer in answers_of(qa)]
-    chosen = next((source for source in sources if clean_html_text(source)), sources[0] if sources else "")
-    return sorted({name.lower() for name in _TAG_NAME.findall(chosen)})
+    """HTML elements of the answer that training takes; where none has text, of the first."""
+    taken = _taken_answer(qa) or next(iter(answers_of(qa)), "")
+    return sorted({name.lower() for name in _TAG_NAME.findall(source_text(taken))})
 
 
 # --- paragraphs (KorQuAD 1.0) -------------------------------------------------------------------------------

@@ -35,8 +35,8 @@ def test_a_line_of_the_table_by_hand():
     )
 
 
-OBJECTIVES = {"gaps": "sentence", "titles": "sentence", "keyword_windows": "window", "neighbours": "inverse_cloze"}
-OBJECTIVES["rest_of_paragraph"] = "inverse_cloze"
+OBJECTIVES = {"gaps": "sentence", "titles": "sentence", "keyword_windows": "window"}
+OBJECTIVES |= dict.fromkeys(("neighbours", "rest_of_paragraph"), "inverse_cloze")
 
 
 @pytest.mark.parametrize("name", [*variants.LOSSES, *variants.EXAMPLES])

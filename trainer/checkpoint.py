@@ -83,20 +83,22 @@ def check_output_dir(config: TrainingConfig) -> None:
         raise CheckpointError(
             f"--output_dir {output_dir}: cannot be written to ({error.strerror}). Name another folder."
         ) from error
+    resumes, unfinished = _resumes_here(config), checkpoint_folders(output_dir)
+    is_a_run = CONFIG_FILE in found or (resumes and unfinished)
     foreign = sorted(name for name in found if not _is_nobodys(output_dir / name, config))
-    if foreign and CONFIG_FILE not in found and not (_resumes_here(config) and checkpoint_folders(output_dir)):
+    if foreign and not is_a_run:
         some = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
         raise CheckpointError(
             f"--output_dir {output_dir} holds files that no run of train.py made ({some}). Name an empty or a new folder."
         )
-    if config.overwrite or _resumes_here(config):
+    if config.overwrite or resumes:
         return
     if MODEL_MARKER in found:
         raise CheckpointError(
             f"{output_dir} holds a finished model already. Name another folder with --output_dir, "
             "or pass --overwrite to replace it."
         )
-    if unfinished := checkpoint_folders(output_dir):
+    if unfinished:
         raise CheckpointError(
             f"{output_dir} holds a run that was not finished ({unfinished[0].name}). Go on with it with --resume, name "
             "another folder with --output_dir, or pass --overwrite to start anew."
