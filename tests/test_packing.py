@@ -1,5 +1,7 @@
 """Packing: the same embeddings and gradients as the padded way, with less padding."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from trainer.dropout import fast_dropout
 from trainer.encoder import PackedEncoder, can_pack
 from trainer.lora import setup_lora_model
 from trainer.loss import contrastive_loss
-from trainer.packing import RowForm, _group_borders, _tiles_by_length, pack
+from trainer.packing import RowForm, _best_fill, _group_borders, _tiles_by_length, pack
 
 TEXTS = ["짧다", "조금 더 긴 글이다", "이것은 세 번째 글이며 앞의 글보다 더 길다", "넷", "다섯 번째", "끝"]
 CPU = torch.device("cpu")
@@ -147,8 +149,7 @@ def test_groups_by_hand():
 
 
 def test_tiles_by_hand():
-    # Into tiles of 8: 6, then 5, then 3 beside 5, which leaves no room, then 2 beside 6, and 1 in a tile of its own. 9 is
-    # too long.
+    # Into tiles of 8: 6, and 2 beside it; 5, and 3; then 1 in a tile of its own. 9 is too long.
     tokens, lengths = torch.arange(26), torch.tensor([1, 3, 9, 5, 2, 6])
     short, long = pack(tokens, lengths, CPU, form=RowForm((8,))).groups
     assert (short.start, short.size, short.length) == (0, 3, 8) and (long.start, long.size, long.length) == (24, 1, 9)
@@ -156,6 +157,25 @@ def test_tiles_by_hand():
     rows = torch.where(batch.real, batch.sequence, -1)[:24].view(3, 8).tolist()
     assert rows == [[5] * 6 + [4] * 2, [3] * 5 + [1] * 3, [0] + [-1] * 7]
     assert short.mask[:, 0].sum(dim=(1, 2)).tolist() == [36 + 4, 25 + 9, 1 + 49] and long.mask is None
+
+
+def test_a_tile_takes_what_fills_it_best():
+    # 7 leaves 9, which 5 + 4 fill and the longest, 6, would not; 6 then leaves 10, which 4 + 3 + 3 fill.
+    sizes = np.array([3, 3, 4, 4, 5, 6, 7])
+    ((tiles, length),) = _tiles_by_length(sizes, 16, group_cost=8)
+    assert length == 16 and [[sizes[number] for number in members] for members in tiles] == [[7, 4, 5], [6, 3, 3, 4]]
+    assert _best_fill(9, {6: 1, 5: 1, 4: 2, 3: 2}) == [4, 5]
+    assert _best_fill(10, {6: 1, 3: 1}) == [3, 6] and _best_fill(2, {6: 1, 3: 1}) == [] and _best_fill(8, {2: 3}) == [2] * 3
+
+
+@given(st.integers(0, 30), st.dictionaries(st.integers(1, 12), st.integers(0, 3), max_size=4))
+def test_no_other_choice_leaves_less_room(room, counts):
+    counts = dict(sorted(counts.items(), reverse=True))
+    chosen = _best_fill(room, counts)
+    assert all(chosen.count(size) <= counts[size] for size in chosen)
+    choices = itertools.product(*(range(count + 1) for count in counts.values()))
+    sums = (sum(size * count for size, count in zip(counts, choice, strict=True)) for choice in choices)
+    assert sum(chosen) == max(total for total in sums if total <= room)
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(0, 40))
