@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
-import multiprocessing
 import sys
 import time
 from pathlib import Path
@@ -22,6 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
+from turns import Side
 
 from config import TrainingConfig, read_recipe
 from dataloader import build_dataloader, load_cached_dataset, prepare_training_data, window_size
@@ -52,22 +51,21 @@ class Run:
         self.tokens = self.config.num_epochs * sum(len(batch["tokens"]) for batch in batches)
         self.step(batches[0])  # builds kernels: once a run, not once an epoch
 
+    def about(self) -> dict[str, Any]:
+        """What the result says of it beside its seconds."""
+        steps = self.config.num_epochs * len(self.batches)
+        return {"precision": self.trainer.precision, "steps": steps, "tokens": self.tokens}
+
+    def turn(self, number: int) -> float:
+        """The seconds, in the whole run, of one of `TURNS` parts of the batches."""
+        first, last = (len(self.batches) * place // TURNS for place in (number, number + 1))
+        return sum(self.step(batch) for batch in self.batches[first:last])
+
     def step(self, batch: Any) -> float:
         """Its seconds in the whole run."""
         began = time.perf_counter()
         self.trainer._training_step(batch, None, self.optimizer, self.scaler)
         return self.config.num_epochs * (time.perf_counter() - began)
-
-
-def take_turns(end: Any, recipe: str, options: argparse.Namespace) -> None:
-    """In a process of its own: numbers of turns → the seconds of their batches in the whole run."""
-    logging.disable(logging.INFO)
-    run = Run(recipe, options.data, options.train_split, options.split_seed)
-    steps = run.config.num_epochs * len(run.batches)
-    end.send({"precision": run.trainer.precision, "steps": steps, "tokens": run.tokens})
-    for turn in (end.recv() for _ in range(TURNS)):
-        first, last = (len(run.batches) * place // TURNS for place in (turn, turn + 1))
-        end.send(sum(run.step(batch) for batch in run.batches[first:last]))
 
 
 def main() -> None:
@@ -77,20 +75,14 @@ def main() -> None:
     parser.add_argument("--train_split", type=float, default=0.75)
     parser.add_argument("--split_seed", type=int, default=0)
     options = parser.parse_args()
-    spawn = multiprocessing.get_context("spawn")
-    ends = []
-    for recipe in options.recipes:
-        here, there = spawn.Pipe()
-        spawn.Process(target=take_turns, args=(there, recipe, options), daemon=True).start()
-        there.close()  # so that a process that fails ends the wait for it
-        ends.append((here, here.recv()))  # what it says of itself, once it is ready
+    sides = [Side(Run, recipe, options.data, options.train_split, options.split_seed) for recipe in options.recipes]
+    about = [side.ask("about") for side in sides]
     seconds = [0.0, 0.0]
-    for turn in range(TURNS):
-        for number, (here, _) in enumerate(ends):
-            here.send(turn)
-            seconds[number] += here.recv()
+    for number in range(TURNS):
+        for place, side in enumerate(sides):
+            seconds[place] += side.ask("turn", number)
     found = {"recipes": options.recipes, "threads": torch.get_num_threads()}
-    found |= {name: [about[name] for _, about in ends] for name in ("precision", "steps", "tokens")}
+    found |= {name: [values[name] for values in about] for name in about[0]}
     found |= {"seconds": [round(value, 1) for value in seconds], "ratio": round(seconds[1] / seconds[0], 3)}
     print(json.dumps(found))
 

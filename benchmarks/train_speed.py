@@ -3,12 +3,13 @@
     python benchmarks/train_speed.py --dataset_root KorQuAD_v1.0_dev.json --batch_sizes 16 64
     python benchmarks/train_speed.py --device cuda --precision fp16 --turing_attention    # as on an RTX 2080
 
-Model, adapter, pairs, batches, threads, precision, dropout and checkpointing are the same on both sides. Blocks of steps
-alternate, so that a machine whose speed drifts slows both. Prints one JSON line: pairs a second of each side, their ratio
-by batch size, real and padded tokens of a step, and how near ours comes to the time of the bare matrix products, in float32
-on a CPU and in the precision's own format on a GPU (`floor_share` is our time over the floor's). `no_encoder_dropout` is
-ours with the encoder's own dropout off, against the peer with it on. With one thread (OMP_NUM_THREADS=1) seconds are those
-of the process's CPU, here and in the benchmarks that stand on this one: where other work shares the machine.
+Model, adapter, pairs, batches, threads, precision, dropout and checkpointing are the same on both sides. Each side has a
+process of its own, as each would in use, and blocks of steps alternate, so that a machine whose speed drifts slows both.
+Prints one JSON line: pairs a second of each side, their ratio by batch size, real and padded tokens of a step, and how near
+ours comes to the time of the bare matrix products, in float32 on a CPU and in the precision's own format on a GPU
+(`floor_share` is our time over the floor's). `no_encoder_dropout` is ours with the encoder's own dropout off, against the
+peer with it on. With one thread (OMP_NUM_THREADS=1) seconds are those of the process's CPU, here and in the benchmarks that
+stand on this one: where other work shares the machine.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from torch import nn
 from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.utils import logging as transformers_logging
+from turns import Side
 
 from config import SAMPLE_DATASET_ROOT, TrainingConfig
 from dataloader import build_dataloader, load_entire_dataset, prepare_training_data
@@ -55,8 +57,8 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of both sides")
     parser.add_argument("--checkpointing", action="store_true", help="on both sides")
     add_device_options(parser)
+    parser.add_argument("--model_name", default=TrainingConfig.model_name)
     options = parser.parse_args()
-    use_device_options(options)
     logging.disable(logging.WARNING)
     transformers_logging.disable_progress_bar()
 
@@ -66,11 +68,12 @@ def main() -> None:
         encoder_dropout=options.encoder_dropout,
         precision=options.precision,
         device=options.device,
+        model_name=options.model_name,
         log_dir="",
         num_workers=0,
     )
     examples, _ = prepare_training_data(load_entire_dataset(config.dataset_root, verbose=False), config)
-    results = {str(size): compare(examples, config, size, options.steps, options.rounds) for size in options.batch_sizes}
+    results = {str(size): compare(examples, config, size, options) for size in options.batch_sizes}
     print(
         json.dumps(
             {
@@ -86,37 +89,48 @@ def main() -> None:
 
 
 def compare(
-    examples: list[InputExample], config: TrainingConfig, batch_size: int, steps: int, rounds: int
+    examples: list[InputExample], config: TrainingConfig, batch_size: int, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Alternate blocks of steps of both trainers; seconds a step are medians over the blocks."""
     config = TrainingConfig(**config.to_dict() | {"batch_size": batch_size})
     # As in training, a batch is of any articles: the first questions alone are of one or two, and of nearly one length.
-    repeated = examples * (steps * batch_size // len(examples) + 1)
-    examples = random.Random(config.seed).sample(repeated, steps * batch_size)
-    ours, peer = Ours(examples, config), Peer(examples, config)
-    sides = {"ours": ours.block, "peer": peer.block, "no_encoder_dropout": Ours(examples, config, dropout=0.0).block}
+    repeated = examples * (options.steps * batch_size // len(examples) + 1)
+    examples = random.Random(config.seed).sample(repeated, options.steps * batch_size)
+    sides = {
+        "ours": Side(make_side, Ours, options, examples, config),
+        "peer": Side(make_side, Peer, options, examples, config),
+        "no_encoder_dropout": Side(make_side, Ours, options, examples, config, 0.0),
+    }
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     rates = []
-    for round_number in range(rounds + 1):
-        for name, block in sides.items():
-            elapsed = block() / steps
+    for round_number in range(options.rounds + 1):
+        for name, side in sides.items():
+            elapsed = side.ask("block") / options.steps
             if round_number:  # the first warms up
                 seconds[name].append(elapsed)
-        rates.append(matrix_rate(ours.real_tokens, config))
+        rates.append(sides["ours"].ask("matrix_rate"))
+    real_tokens, padded_tokens = sides["ours"].ask("tokens")
     step = {name: statistics.median(values) for name, values in seconds.items()}
-    floor = 4 * ENCODER_PARAMETERS * ours.real_tokens / statistics.median(rates)
+    floor = 4 * ENCODER_PARAMETERS * real_tokens / statistics.median(rates)
     return {
         "ours_pairs_per_second": round(batch_size / step["ours"], 2),
         "peer_pairs_per_second": round(batch_size / step["peer"], 2),
         "ratio": round(step["peer"] / step["ours"], 2),
         "no_encoder_dropout_ratio": round(step["peer"] / step["no_encoder_dropout"], 2),
-        "real_tokens": ours.real_tokens,
-        "padded_tokens": ours.padded_tokens,
+        "real_tokens": real_tokens,
+        "padded_tokens": padded_tokens,
         "gflops": round(statistics.median(rates) / 1e9),
         "floor_seconds": round(floor, 4),
         "floor_share": round(step["ours"] / floor, 2),
         "no_encoder_dropout_floor_share": round(step["no_encoder_dropout"] / floor, 2),
     }
+
+
+def make_side(make: Callable[..., Any], options: argparse.Namespace, *arguments: Any) -> Any:
+    """In its process: with the device options of the run."""
+    use_device_options(options)
+    transformers_logging.disable_progress_bar()
+    return make(*arguments)
 
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:
@@ -171,6 +185,14 @@ class Ours:
     def block(self) -> float:
         """Seconds of one pass over the examples."""
         return self.steps(self.loader)
+
+    def tokens(self) -> tuple[int, int]:
+        """Of a step: real ones, and those that padding as the library does would make of them."""
+        return self.real_tokens, self.padded_tokens
+
+    def matrix_rate(self) -> float:
+        """`matrix_rate` at the step's own number of tokens."""
+        return matrix_rate(self.real_tokens, self.trainer.config)
 
     def steps(self, batches: Iterable[Any]) -> float:
         """Seconds of a step for each of the batches."""
@@ -266,13 +288,13 @@ def matrix_rate(tokens: int, config: TrainingConfig, repeats: int = 12) -> float
         torch.randn(*shape, device=device, dtype=dtype) for shape in ((384, 384), (1536, 384), (384, 1536))
     )
     rows, wide_rows = (torch.randn(tokens, width, device=device, dtype=dtype) for width in (384, 1536))
+    products = [*[(rows, square)] * 4, (rows, wide), (wide_rows, narrow)]
+    results = [torch.empty(tokens, len(weight), device=device, dtype=dtype) for _, weight in products]  # no time for memory
     with torch.no_grad():
         start = clock()
         for _ in range(repeats):
-            for _ in range(4):
-                rows @ square.T
-            rows @ wide.T
-            wide_rows @ narrow.T
+            for (source, weight), result in zip(products, results, strict=True):
+                torch.mm(source, weight.T, out=result)
         elapsed = clock() - start
     return repeats * 2 * tokens * ENCODER_PARAMETERS / 12 / elapsed
 

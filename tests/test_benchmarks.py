@@ -81,6 +81,26 @@ def benchmark(monkeypatch, capsys, toy_model_dir):
     return run
 
 
+def test_training_beside_the_library(benchmark):
+    (result,) = benchmark("train_speed", "--batch_sizes", "4", "--steps", "2", "--rounds", "1")
+    found = result["batch_size"]["4"]
+    assert 4 * 8 < found["real_tokens"] < found["padded_tokens"]
+    assert found["ratio"] == pytest.approx(found["ours_pairs_per_second"] / found["peer_pairs_per_second"], rel=0.05)
+    assert found["floor_seconds"] * found["floor_share"] == pytest.approx(4 / found["ours_pairs_per_second"], rel=0.2)
+    assert found["gflops"] > 0
+
+
+def test_a_side_that_fails_ends_the_wait_for_it(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    turns = importlib.import_module("turns")
+    side = turns.Side(list, (3, 1, 2))
+    assert side.ask("index", 2) == 2 and side.ask("sort") is None and side.ask("index", 2) == 1
+    with pytest.raises(EOFError):
+        side.ask("index", 9)
+    with pytest.raises(EOFError):
+        turns.Side(int, "no number")
+
+
 def test_time_to_quality(benchmark):
     (result,) = benchmark("time_to_quality", "--max_samples", "64", "--turns", "2", "--eval_samples", "100")
     assert (result["pairs"], result["held_out_questions"]) == (64, 100)
