@@ -62,11 +62,14 @@ def test_int8_is_close_and_a_fraction_of_the_size(exported: Path) -> None:
 
 def test_inputs_far_larger_than_the_rest_do_not_take_its_range(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load(folder)
+    # How near int8 comes is the processor's own: .9977 with AVX2, above .998 where it multiplies int8 itself.
+    without = least_cosine(model, OnnxEncoder(export_model(model, folder, "int8", "full")))
     with torch.no_grad():
         for layer in model[0].auto_model.encoder.layer:
             layer.intermediate.dense.bias[5] = 200.0  # the others are within 2
             layer.output.dense.weight[:, 5] *= 0.003
-    assert least_cosine(model, OnnxEncoder(export_model(model, folder, "int8", "full"))) > 0.998
+    split = least_cosine(model, OnnxEncoder(export_model(model, folder, "int8", "full")))
+    assert 1 - split < 1.5 * (1 - without) and split > 0.997
     monkeypatch.setattr(export, "_split_outliers", lambda *_: None)
     monkeypatch.setattr(export, "_FAITHFUL", {"int8": 0.0})
     assert least_cosine(model, OnnxEncoder(export_model(model, folder, "int8", "full"))) < 0.99
