@@ -60,7 +60,6 @@ def main() -> None:
     parser.add_argument("--model_name", default=TrainingConfig.model_name)
     options = parser.parse_args()
     logging.disable(logging.WARNING)
-    transformers_logging.disable_progress_bar()
 
     config = TrainingConfig(
         dataset_root=options.dataset_root,

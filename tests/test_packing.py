@@ -14,7 +14,7 @@ from trainer.dropout import fast_dropout
 from trainer.encoder import PackedEncoder, can_pack
 from trainer.lora import setup_lora_model
 from trainer.loss import contrastive_loss
-from trainer.packing import RowForm, _best_fill, _group_borders, _longest_fill, _tiles_by_length, pack
+from trainer.packing import RowForm, _best_fill, _group_borders, _layout, _longest_fill, pack
 
 TEXTS = ["짧다", "조금 더 긴 글이다", "이것은 세 번째 글이며 앞의 글보다 더 길다", "넷", "다섯 번째", "끝"]
 CPU = torch.device("cpu")
@@ -161,8 +161,8 @@ def test_tiles_by_hand():
 
 def test_a_tile_takes_what_fills_it_best():
     # 7 leaves 9, which 5 + 4 fill and the longest, 6, would not; 6 then leaves 10, which 4 + 3 + 3 fill.
-    sizes = np.array([3, 3, 4, 4, 5, 6, 7])
-    ((tiles, length),) = _tiles_by_length(sizes, 16, group_cost=8)
+    sizes = [3, 3, 4, 4, 5, 6, 7]
+    ((tiles, length),) = _layout(tuple(sizes), RowForm((16,)))
     assert length == 16 and [[sizes[number] for number in members] for members in tiles] == [[7, 4, 5], [6, 3, 3, 4]]
     assert _best_fill(9, {6: 1, 5: 1, 4: 2, 3: 2}) == [4, 5]
     assert _best_fill(10, {6: 1, 3: 1}) == [3, 6] and _best_fill(2, {6: 1, 3: 1}) == [] and _best_fill(8, {2: 3}) == [2] * 3
@@ -170,8 +170,8 @@ def test_a_tile_takes_what_fills_it_best():
 
 def test_the_way_that_needs_fewer_tiles_is_taken():
     # What fills tiles of 16 best: 8 + 6 + 2, 7 + 7, 7 + 5, and 5 is left. The longest: 8 + 7, 7 + 7 + 2, 6 + 5 + 5.
-    sizes = np.array([2, 5, 5, 6, 7, 7, 7, 8])
-    ((tiles, _),) = _tiles_by_length(sizes, 16, group_cost=8)
+    sizes = [2, 5, 5, 6, 7, 7, 7, 8]
+    ((tiles, _),) = _layout(tuple(sizes), RowForm((16,)))
     assert sorted(sorted(sizes[number] for number in members) for members in tiles) == [[2, 7, 7], [5, 5, 6], [7, 8]]
     assert _longest_fill(9, {6: 1, 4: 2, 3: 2}) == [6, 3] and _longest_fill(1, {2: 1}) == []
 
@@ -188,7 +188,7 @@ def test_no_other_choice_leaves_less_room(room, counts):
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(0, 40))
 def test_tiles_hold_every_sequence_once_and_at_most_one_is_half_empty(sizes, tile):
-    groups = _tiles_by_length(np.array(sizes), tile, group_cost=8)
+    groups = _layout(tuple(sizes), RowForm((tile,)))
     assert sorted(number for tiles, _ in groups for members in tiles for number in members) == list(range(len(sizes)))
     for tiles, length in groups:
         filled = [sum(sizes[number] for number in members) for members in tiles]

@@ -12,6 +12,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -150,22 +151,52 @@ Counts = dict[int, int]  # of the sequences of each length
 Borders = list[tuple[int, int]]  # of each group of sequences in order of length, the first and the end
 
 
+class Split(NamedTuple):
+    """Sequences in order of length: the first `short` share tiles of `length` tokens, between `borders` lie the groups of
+    the others."""
+
+    short: int
+    length: int
+    borders: Borders
+
+
 @functools.lru_cache(maxsize=64)  # a micro-batch is laid out when it is dealt, and once or twice when it is embedded
 def _layout(lengths: tuple[int, ...], form: RowForm) -> Layout:
     """The groups that are the least work, of those that each tile length gives."""
     sizes = np.array(lengths)
-    ascending = np.sort(sizes)
-    borders = functools.cache(lambda first: _group_borders(ascending[first:], form.group_cost))
-    least = sorted((_cost(_least_shapes(ascending, tile, borders), form), tile) for tile in form.tiles)
+    order = np.argsort(sizes, kind="stable")
+    ascending = sizes[order]
+    borders = functools.cache(lambda short: _group_borders(ascending[short:], form.group_cost))
+    splits = {tile: _split(ascending, tile, borders) for tile in form.tiles}
     best: tuple[float, Layout] = math.inf, []
-    for bound, tile in least:
+    for bound, tile in sorted((_cost(_least_shapes(ascending, split), form), tile) for tile, split in splits.items()):
         if bound * ENOUGH >= best[0]:  # nor can those after it be so much less work
             break
-        groups = _tiles_by_length(sizes, tile, form.group_cost)
-        best = min(
-            best, (_cost([(len(tiles), length) for tiles, length in groups], form), groups), key=lambda found: found[0]
-        )
+        groups = _groups(order.tolist(), sizes, splits[tile])
+        cost = _cost([(len(tiles), length) for tiles, length in groups], form)
+        best = min(best, (cost, groups), key=lambda found: found[0])
     return best[1]
+
+
+def _split(ascending: np.ndarray, tile: int, borders: Callable[[int], Borders]) -> Split:
+    """Which sequences share tiles of at most `tile` tokens, and how the longer ones are cut into groups."""
+    short = int(np.searchsorted(ascending, tile, side="right"))
+    return Split(short, min(tile, int(ascending[:short].sum())), borders(short))
+
+
+def _least_shapes(ascending: np.ndarray, split: Split) -> list[tuple[int, int]]:
+    """Tiles and length of each group, if tiles could be filled without a gap."""
+    short, length, borders = split
+    tiled = [(math.ceil(int(ascending[:short].sum()) / length), length)] if short else []
+    return [*tiled, *((end - first, int(ascending[short + end - 1])) for first, end in borders)]
+
+
+def _groups(order: list[int], sizes: np.ndarray, split: Split) -> Layout:
+    """Groups of tiles of one length, short ones first, that hold all sequences; `order` is that of their lengths."""
+    short, length, borders = split
+    groups = [(_fill_tiles(order[:short], sizes, length), length)] if short else []
+    long = order[short:]
+    return [*groups, *(([[number] for number in long[first:end]], int(sizes[long[end - 1]])) for first, end in borders)]
 
 
 def _cost(shapes: list[tuple[int, int]], form: RowForm) -> float:
@@ -181,31 +212,8 @@ def _columns(length: int) -> int:
     return LANES * (full + 2 * bool(rest))
 
 
-def _least_shapes(ascending: np.ndarray, tile: int, borders: Callable[[int], Borders]) -> list[tuple[int, int]]:
-    """Of the groups with tiles of one length: tiles and length of each, if the tiles could be filled without a gap."""
-    short = int(np.searchsorted(ascending, tile, side="right"))
-    tokens = int(ascending[:short].sum())
-    length = min(tile, tokens)
-    tiled = [(math.ceil(tokens / length), length)] if short else []
-    return [*tiled, *((end - first, int(ascending[short + end - 1])) for first, end in borders(short))]
-
-
 def _tokens(groups: Layout) -> int:
     return sum(len(members) * length for members, length in groups)
-
-
-def _tiles_by_length(sizes: np.ndarray, tile: int, group_cost: int) -> Layout:
-    """Groups of tiles of one length, short ones first, that hold all sequences of these lengths."""
-    order = np.argsort(sizes, kind="stable")
-    short = int(np.searchsorted(sizes[order], tile, side="right"))
-    groups: Layout = []
-    if short:
-        length = min(tile, int(sizes[order[:short]].sum()))
-        groups.append((_fill_tiles(order[:short].tolist(), sizes, length), length))
-    order = order[short:]
-    for first, end in _group_borders(sizes[order], group_cost):
-        groups.append(([[number] for number in order[first:end].tolist()], int(sizes[order[end - 1]])))
-    return groups
 
 
 def _fill_tiles(order: list[int], sizes: np.ndarray, length: int) -> Tiles:
@@ -231,9 +239,7 @@ def _filled_tiles(order: list[int], sizes: np.ndarray, length: int, fill: Callab
         counts = {size: len(numbers) - (size == longest) for size, numbers in waiting.items()}
         chosen = [longest, *fill(length - longest, counts)]
         tiles.append([waiting[size].pop() for size in chosen])
-        for size in chosen:
-            if not waiting.get(size, True):
-                del waiting[size]
+        waiting = {size: numbers for size, numbers in waiting.items() if numbers}
     return tiles
 
 
