@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -36,6 +37,7 @@ from search.errors import InferenceError
 from search.export import PRECISIONS, check_packages, export_folder, export_model, is_current
 from search.files import Document, read_json_lines, read_passages, read_text
 from search.fingerprint import model_state
+from search.in_query import stands_in
 from search.index import SearchIndex, check_ids
 from search.tools import ToolEmbeddings
 from search.vocabulary import VOCABULARIES
@@ -167,12 +169,16 @@ class E5KorQuADInference(ToolEmbeddings):
         similarity = np.clip(left @ right.T, -1, 1)  # (N, D) @ (D, M) -> (N, M)
         return similarity if similarity.ndim else float(similarity)
 
-    def search(self, query: str, passages: Iterable[str] | None = None, top_k: int = 5) -> list[dict[str, Any]]:
+    def search(
+        self, query: str, passages: Iterable[str] | None = None, top_k: int = 5, skip_in_query: bool = False
+    ) -> list[dict[str, Any]]:
         """The passages most similar to the query, best first.
 
         Args:
             passages: where to look. The same list again, or one of the same content, is not encoded again. None: the index.
             top_k: how many; all of them where there are fewer.
+            skip_in_query: leave out passages that stand word for word in the query (`search/in_query.py`). For short
+                answers: what a question says itself is near to it, and seldom its answer.
 
         Returns:
             `{"rank": 1, "passage": text as given, "score": cosine similarity, "index": position in passages}` each, with
@@ -183,26 +189,36 @@ class E5KorQuADInference(ToolEmbeddings):
             InferenceError: no passages, an empty text, one that is not text (with its position), or top_k below 1.
         """
         bare_query = self._bare([query], "query")
-        return self._search(bare_query, passages, top_k)[0]
+        return self._search(bare_query, passages, top_k, skip_in_query)[0]
 
     def batch_search(
-        self, queries: Iterable[str], passages: Iterable[str] | None = None, top_k: int = 5
+        self,
+        queries: Iterable[str],
+        passages: Iterable[str] | None = None,
+        top_k: int = 5,
+        skip_in_query: bool = False,
     ) -> list[list[dict[str, Any]]]:
         """`search` for all queries at once, which costs less each. Same results and errors; [] for no queries."""
         bare_queries = self._bare(queries, "query", "queries")
-        return self._search(bare_queries, passages, top_k)
+        return self._search(bare_queries, passages, top_k, skip_in_query)
 
-    def _search(self, bare_queries: list[str], passages: Iterable[str] | None, top_k: int) -> list[list[dict[str, Any]]]:
+    def _search(
+        self, bare_queries: list[str], passages: Iterable[str] | None, top_k: int, skip_in_query: bool
+    ) -> list[list[dict[str, Any]]]:
         if isinstance(top_k, bool) or not isinstance(top_k, int | np.integer) or top_k < 1:
             raise InferenceError(f"top_k must be a whole number of at least 1, not {top_k!r}.")
+        skips = [functools.partial(self._stands_in, query) for query in bare_queries] if skip_in_query else None
         if passages is None:
-            return self._filled_index().search(self._encode(bare_queries, "query"), int(top_k))
+            return self._filled_index().search(self._encode(bare_queries, "query"), int(top_k), skips)
         given = _as_list(passages, "passages")
         bare = self._bare(given, "passage", "passages")
         if not bare:
             raise InferenceError("There are no passages to search in: give at least one.")
-        found = self._remember(bare).search(self._encode(bare_queries, "query"), int(top_k))
+        found = self._remember(bare).search(self._encode(bare_queries, "query"), int(top_k), skips)
         return [[_of_given(result, given) for result in results] for results in found]
+
+    def _stands_in(self, bare_query: str, passage: str) -> bool:
+        return stands_in(passage.removeprefix(self._encoder.prompts["document"]), bare_query)
 
     def _remember(self, bare: list[str]) -> SearchIndex:
         """The index of these passages, of an earlier search if there was one."""
@@ -584,6 +600,8 @@ def print_examples(engine: E5KorQuADInference, top_k: int) -> None:
 def print_results(query: str, results: Sequence[Mapping[str, Any]]) -> None:
     """Print the query, and under it rank, score and passage (its best window) of each result. What is hidden is said."""
     print(f"  {query}")
+    if not results:
+        print("     nothing but what the question says itself")
     for result in results:
         text = str(result["passage"])
         begin, end = result.get("span", (0, len(text)))
@@ -624,7 +642,7 @@ def _run_examples(options: argparse.Namespace) -> None:
     engine = _load_engine(options)
     if documents:
         passages = [document.passage for document in documents]
-        print_results(options.query, engine.search(options.query, passages, options.top_k))
+        print_results(options.query, engine.search(options.query, passages, options.top_k, options.skip_in_query))
     else:
         print_examples(engine, options.top_k)
 
@@ -689,7 +707,7 @@ def _run_search(options: argparse.Namespace) -> None:
     failed = 0
     for query in [options.query] if options.query is not None else _asked_questions():
         try:
-            results = engine.search(query, top_k=options.top_k)
+            results = engine.search(query, top_k=options.top_k, skip_in_query=options.skip_in_query)
         except InferenceError as error:
             if options.query is not None:
                 raise
@@ -813,10 +831,13 @@ def _parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--query", metavar="TEXT", help="the question; needs --passages")
     parser.add_argument("--passages", metavar="FILE", help=f"where to look. {_FILES_HELP}")
     _add_top_k(parser)
+    _add_skip(parser)
     _add_model_options(parser)
     options = parser.parse_args(arguments)
     if (options.query is None) != (options.passages is None):
         parser.error("--query TEXT and --passages FILE go together")
+    if options.skip_in_query and options.query is None:
+        parser.error("--skip_in_query goes with --query TEXT: the examples leave nothing out")
     if options.query is not None and not options.query.strip():
         parser.error("--query is empty: ask a question")
     return argparse.Namespace(**vars(options), run=_run_examples)
@@ -841,6 +862,7 @@ def _add_search_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("query", nargs="?", metavar="QUESTION", help="without it: a prompt, or standard input line by line")
     parser.add_argument("--json", action="store_true", help="one JSON object a question, for programs")
     _add_top_k(parser)
+    _add_skip(parser)
 
 
 def _add_compare_options(parser: argparse.ArgumentParser) -> None:
@@ -867,6 +889,14 @@ def _add_comparison_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_top_k(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top_k", metavar="INT", type=_count, default=5, help="passages to show (default: 5)")
+
+
+def _add_skip(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--skip_in_query",
+        action="store_true",
+        help="leave out passages that stand word for word in the question: for short answers",
+    )
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ the passage's metadata (as JSON) beside it. What a collection remembers of the m
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from search.errors import InferenceError
-from search.index import Record, check_ids, check_metadata, ids_of, listed, one_each
+from search.index import Record, Skip, check_ids, check_metadata, ids_of, listed, one_each
 from search.storage import Model
 from search.windows import Span
 
@@ -123,12 +124,13 @@ class ChromaIndex:
             for start in range(0, len(names), _AT_ONCE):
                 self._collection.delete(ids=names[start : start + _AT_ONCE])
 
-    def search(self, queries: np.ndarray, top_k: int) -> list[list[dict[str, Any]]]:
-        """As SearchIndex.search."""
+    def search(self, queries: np.ndarray, top_k: int, skips: Sequence[Skip] | None = None) -> list[list[dict[str, Any]]]:
+        """As SearchIndex.search; a passage of several windows is never left out."""
         total = self._count()
-        return [self._search_one(query, top_k, total) for query in queries]
+        each = skips or itertools.repeat(None, len(queries))
+        return [self._search_one(query, top_k, total, skip) for query, skip in zip(queries, each, strict=True)]
 
-    def _search_one(self, query: np.ndarray, top_k: int, total: int) -> list[dict[str, Any]]:
+    def _search_one(self, query: np.ndarray, top_k: int, total: int, skip: Skip | None) -> list[dict[str, Any]]:
         asked = min(_MORE_WINDOWS * top_k, total)
         while True:
             with _explained("Chroma cannot search"):
@@ -139,6 +141,8 @@ class ChromaIndex:
             for place, text, distance in zip(
                 found["metadatas"][0], found["documents"][0], found["distances"][0], strict=True
             ):
+                if skip is not None and place["windows"] == 1 and skip(text):
+                    continue
                 best.setdefault(place["passage_id"], (place, text, min(1 - distance, 1.0)))
             if len(best) >= top_k or asked == total:
                 break

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ from search.windows import Span
 
 # {"id": str, "passage": str}, and "metadata": dict where there is any
 Record = dict[str, Any]
+Skip = Callable[[str], bool]  # a passage's text → whether to leave it out of a query's results
 
 _MORE_WINDOWS = 4  # times as many are asked for, where many windows of one passage crowd out other passages
 _SHOWN_IDS = 3  # in a message
@@ -116,8 +117,8 @@ class SearchIndex:
             self._removed.rows[known.pop(passage_id)] = True
         self._kept_windows = Grown(~self._removed.rows[self.windows[:, 0]])
 
-    def search(self, queries: np.ndarray, top_k: int) -> list[list[dict[str, Any]]]:
-        """For each of (Q, D) queries the best passages.
+    def search(self, queries: np.ndarray, top_k: int, skips: Sequence[Skip] | None = None) -> list[list[dict[str, Any]]]:
+        """For each of (Q, D) queries the best passages; `skips`: for each query, whether to leave a passage out.
 
         Each is `{"rank", "passage", "score", "index", "id", "metadata"}`; index: its position among the passages. Where
         the passage has several windows, "span" is the best one's first character and the one behind its last.
@@ -128,7 +129,9 @@ class SearchIndex:
         while open_queries:
             top = self.vectors.top(queries[open_queries], windows, self.kept_windows)
             for number, (rows, scores) in zip(open_queries, top, strict=True):
-                answers[number] = self._results(rows, scores, wanted)
+                answers[number] = self._results(rows, scores, wanted, skips[number] if skips else None)
+            if windows == len(self.vectors):  # that was all
+                break
             open_queries = [number for number in open_queries if len(answers[number]) < wanted]
             windows = min(windows * _MORE_WINDOWS, len(self.vectors))
         return answers
@@ -158,7 +161,7 @@ class SearchIndex:
                 spans[number].append((begin, end))
             yield [self.record(number) for number in spans], list(spans.values()), self.vectors.rows(rows)
 
-    def _results(self, rows: np.ndarray, scores: np.ndarray, wanted: int) -> list[dict[str, Any]]:
+    def _results(self, rows: np.ndarray, scores: np.ndarray, wanted: int, skip: Skip | None) -> list[dict[str, Any]]:
         best: dict[int, dict[str, Any]] = {}
         for (number, begin, end), score in zip(self.windows[rows].tolist(), scores.tolist(), strict=True):
             if len(best) == wanted:
@@ -166,6 +169,8 @@ class SearchIndex:
             if number in best:
                 continue
             record = self.record(number)
+            if skip is not None and skip(record["passage"]):
+                continue
             best[number] = {
                 "rank": len(best) + 1,
                 "passage": record["passage"],

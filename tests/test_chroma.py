@@ -90,6 +90,9 @@ def test_what_is_handed_over_is_found_as_before(
     other.add(["새 글이다."], ids=["새"])
     assert engine.search("새 글이다.", top_k=6) == other.search("새 글이다.", top_k=6)
     assert len(engine.search("새 글이다.", top_k=99)) == 6
+    for top_k in (1, 99):  # what the query says is left out, and the next one is first
+        left = engine.search("새 글이다.", top_k=top_k, skip_in_query=True)
+        assert [r["passage"] for r in left] == [r["passage"] for r in engine.search("새 글이다.", top_k=99)[1:]][:top_k]
     engine.remove(["긴", "새"])
     assert {result["id"] for result in other.search("산은?", top_k=99)} == {"a", "b", "c", "d"}
 

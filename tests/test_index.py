@@ -97,6 +97,16 @@ def test_windows_of_one_passage_do_not_crowd_out_the_others(monkeypatch: pytest.
     assert [r["id"] for r in index.search(np.repeat(QUERY, 2, axis=0), 3)[1]] == ["0", "2", "1"]
 
 
+@pytest.mark.parametrize("top_k", [1, 2, 9])
+def test_passages_are_skipped_query_by_query(three: SearchIndex, top_k: int) -> None:
+    """The first query skips its best passage, the second none, the third all."""
+    skips = [lambda passage: passage == "나", lambda passage: False, lambda passage: True]
+    found = three.search(np.repeat(QUERY, 3, axis=0), top_k, skips)
+    texts = [[result["passage"] for result in results] for results in found]
+    assert texts == [["가", "다"][:top_k], ["나", "가", "다"][:top_k], []]
+    assert [result["rank"] for result in found[0]] == [1, 2][:top_k] and found[0][0]["score"] == 0.5
+
+
 def test_single_additions_leave_what_is_there_where_it_is(three: SearchIndex) -> None:
     three.remove(["0"])  # from now on it is kept which windows count
     moved = 0

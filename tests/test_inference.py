@@ -226,6 +226,20 @@ def test_ties_keep_the_order_of_the_passages(engine: E5KorQuADInference, fixed_s
     assert [r["index"] for r in engine.search("q", passages, top_k=3)] == [4, 1, 2]
 
 
+def test_what_the_query_says_itself_can_be_left_out(
+    engine: E5KorQuADInference, indexed: E5KorQuADInference, fixed_scores: Callable[..., None]
+) -> None:
+    fixed_scores({"산": 0.75, "한라산": 0.5, "한라": 0.25})
+    passages = ["한라", "passage: 산", "한라산"]
+    query = "query: 제주도의 산은 무엇인가?"
+    assert [r["index"] for r in engine.search(query, passages)] == [1, 2, 0]
+    assert [r["index"] for r in engine.search(query, passages, skip_in_query=True)] == [2, 0]
+    results = engine.batch_search([query, "한라산은?"], passages, skip_in_query=True)
+    assert [[r["index"] for r in each] for each in results] == [[2, 0], [1]]
+    indexed.build_index(passages)
+    assert {r["passage"] for r in indexed.search(query, skip_in_query=True)} == {"한라", "한라산"}
+
+
 def test_equal_passages_have_equal_scores(engine: E5KorQuADInference) -> None:
     passages = [
         "서울은 수도이다.",
@@ -667,6 +681,9 @@ def test_search_of_a_file(
     assert main([*arguments, "--model_path", str(toy_model_dir)]) == 0
     expected = [f"  {r['rank']:>2} {r['score']:6.3f}  {r['passage']}" for r in engine.search("산은?", PASSAGES, 3)]
     assert capsys.readouterr().out.splitlines() == ["  산은?", *expected]
+    passages_file.write_text("산\n", encoding="utf-8")
+    assert main([*arguments, "--skip_in_query", "--model_path", str(toy_model_dir)]) == 0
+    assert capsys.readouterr().out.splitlines() == ["  산은?", "     nothing but what the question says itself"]
 
 
 def test_search_of_a_file_that_is_not_plain_text(
@@ -697,6 +714,7 @@ def test_a_long_passage_is_shown_by_its_beginning(capsys: pytest.CaptureFixture[
         (["--query", "산은?"], "--query TEXT and --passages FILE go together"),
         (["--passages", "FILE"], "--query TEXT and --passages FILE go together"),
         (["--query", " ", "--passages", "FILE"], "--query is empty"),
+        (["--skip_in_query"], "--skip_in_query goes with --query TEXT"),
         (["--top_k", "0"], "must be a whole number of at least 1, not '0'"),
         (["--top_k", "1.5"], "must be a whole number of at least 1, not '1.5'"),
         (["--top", "3"], "unrecognized arguments"),
@@ -767,6 +785,9 @@ def test_search_of_an_index(made: Path, engine: E5KorQuADInference, capsys: pyte
     assert by_id["부산"]["metadata"] == {"title": "부산"}
     assert by_id[f"{made.parent / 'a.txt'}:2"]["passage"] == PASSAGES[1]
     assert by_id[f"{made.parent / 'b.jsonl'}:2"]["passage"] == "가나다 " * 60
+    assert ask(made, "부산은 항구이다.", "--top_k", "9", "--json", "--skip_in_query") == 0
+    (left,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert {result["id"] for result in answer["results"]} - {result["id"] for result in left["results"]} == {"부산"}
     best = answer["results"][0]
     assert results[0].startswith(f"   1 {best['score']:6.3f}  ") and results[0].endswith(f"  [{best['id']}]")
     assert best["score"] == pytest.approx(engine.compute_similarity("부산은 항구이다.", best["passage"]), abs=1e-6)
