@@ -3,6 +3,7 @@
     python evaluate.py models/sample --data data/sample
     python evaluate.py models/a models/b --data KorQuAD_v1.0_dev.json --json result.json --figure result.png
     python evaluate.py base --data my_beir_set --split dev
+    python evaluate.py models/recommended --data KorQuAD_v1.0_dev.json --skip_in_query    # as a search can leave it out
 
 `--data` is what train.py takes as --dataset_root, or a folder in BEIR's layout (queries.jsonl, corpus.jsonl, judgements).
 """
@@ -78,6 +79,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     # torch and its friends take seconds to import: a wrong option or a missing folder is reported before that.
     from transformers.utils import logging as transformers_logging
 
+    from search.in_query import rows_in_queries
     from trainer.base_model import load_base_model, load_saved_model, resolve_base_model
     from trainer.bm25 import measure_bm25
     from trainer.device import choose_device
@@ -90,8 +92,13 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     sources = {model.name: resolve_base_model(model.name) for model in models}
 
     # 2. A row for each
-    sample = {"max_queries": options.max_queries, "seed": settings.split_seed}
-    evaluators = [RetrievalEvaluator(*asked.sets[task], name=task, articles=asked.articles, **sample) for task in asked.sets]
+    shared = {
+        "max_queries": options.max_queries,
+        "seed": settings.split_seed,
+        "articles": asked.articles,
+        "left_out": rows_in_queries if options.skip_in_query else None,
+    }
+    evaluators = [RetrievalEvaluator(*asked.sets[task], name=task, **shared) for task in asked.sets]
     rows = {"BM25": measure_bm25(evaluators)}
     rows[BASE] = measure(load_base_model(base, settings.max_seq_length, device), evaluators)
     for name, source in sources.items():
@@ -102,7 +109,9 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     names = list(sources)
     verdict = compare(evaluators, rows, [(name, BASE) for name in names] + [(name, names[0]) for name in names[1:]])
     seen = {model.name: _seen_in_training(model, asked) for model in models}
-    print_verdict(f"{options.data}, {asked.part}; base: {settings.model_name}", verdict, seen)
+    left_out = {evaluator.name: _left_out(evaluator) for evaluator in evaluators if evaluator.left_out is not None}
+    notes = [found["note"] for found in (*left_out.values(), *seen.values())]
+    print_verdict(f"{options.data}, {asked.part}; base: {settings.model_name}", verdict, notes)
     split = {name: getattr(settings, name) for name in SPLIT_SETTINGS} if asked.articles is not None else {}
     return {
         "data": str(options.data),
@@ -110,15 +119,27 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         **split,
         "base_model": {"name": settings.model_name, "source": base.kind, "note": base.note},
         "tasks": verdict.to_dict(),
+        **({"left_out": left_out} if left_out else {}),
         "seen_in_training": seen,
     }
 
 
-def print_verdict(title: str, verdict: Any, seen: dict[str, dict[str, Any]]) -> None:
-    """Print the table, one sentence a difference, and which of what was asked the models have seen in training."""
+def print_verdict(title: str, verdict: Any, notes: Sequence[str]) -> None:
+    """Print the table, one sentence a difference, and what else is to be known of the comparison."""
     print(f"\n{title}\n\n{verdict.table()}\n")
-    for sentence in (*verdict.sentences(), *(found["note"] for found in seen.values())):
+    for sentence in (*verdict.sentences(), *notes):
         print(sentence)
+
+
+def _left_out(evaluator: Any) -> dict[str, Any]:
+    """How many documents stand in a question, which does not rank them, and how many of these are right ones."""
+    found = sum(map(len, evaluator.left_out))
+    right = sum(len(set(rows) & set(out)) for rows, out in zip(evaluator.relevant, evaluator.left_out, strict=True))
+    each = found / len(evaluator.query_texts)
+    note = (
+        f"LEFT OUT of {evaluator.name}: what stands in the question, {each:.1f} documents each; {right:,} of all were right."
+    )
+    return {"documents": found, "right": right, "note": note}
 
 
 # --- models ---------------------------------------------------------------------------------------------------
@@ -301,6 +322,9 @@ def _parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--max_queries", metavar="INT", type=_count, default=0, help="ask a seeded sample; 0 = all (default)"
+    )
+    parser.add_argument(
+        "--skip_in_query", action="store_true", help="leave out what stands in the question, as inference.py's option does"
     )
     parser.add_argument("--base", metavar="MODEL", help="the base row's model (default: the one that was fine-tuned)")
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto = a GPU where there is one")

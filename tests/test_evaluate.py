@@ -194,6 +194,21 @@ def test_a_folder_in_beir_s_layout(run, beir, trained, few_articles, tmp_path):
     assert "question → documents: 2 questions, 3 documents" in run("model", "--data", beir, "--split", "dev")[1]
 
 
+def test_what_the_questions_say_is_left_out(run, beir, toy_model_dir, tmp_path):
+    """Each question is its document: nothing right is ranked. A shorter document that a question says is not right."""
+    options = ["base", "--base", toy_model_dir, "--data", beir, "--json", "result.json"]
+    with (beir / "corpus.jsonl").open("a", encoding="utf-8") as file:
+        file.write("\n" + json.dumps({"_id": "d3", "text": "서울"}, ensure_ascii=False))
+    assert "LEFT OUT" not in run(*options)[1] and "left_out" not in read(tmp_path / "result.json")
+    status, out, err = run(*options, "--skip_in_query")
+    assert status == 0, err
+    assert "LEFT OUT of documents: what stands in the question, 1.3 documents each; 3 of all were right." in out
+    result = read(tmp_path / "result.json")
+    assert (result["left_out"]["documents"]["documents"], result["left_out"]["documents"]["right"]) == (4, 3)
+    for model in ("BM25", "base"):
+        assert result["tasks"]["documents"]["models"][model]["recall@100"] == 0
+
+
 def test_a_broken_file_is_named_or_skipped(run, few_articles, toy_model_dir, tmp_path):
     folder = tmp_path / "set"
     folder.mkdir()

@@ -124,3 +124,41 @@ def test_top_documents_across_blocks_equals_a_full_sort(n_queries, n_documents, 
 def test_what_cannot_be_found_comes_last():
     values, columns = best_columns(torch.tensor([[0.0, -torch.inf, 2, -torch.inf, 2]]), 4)
     assert values.tolist() == [[2, 2, 0, -torch.inf]] and columns[0, :3].tolist() == [2, 4, 0]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Documents that a query does not rank
+
+
+def test_documents_left_out_by_hand():
+    """Of cosines 1, .8, .6, 0 a query leaves out the best; the next one is first, and is the best that is not relevant."""
+    documents = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8], [0.0, 1.0]])
+    queries = torch.tensor([[1.0, 0.0]] * 3)
+    relevant = [np.array([2])] * 3
+    left_out = [np.array([], dtype=np.int64), np.array([0]), np.array([0, 2])]
+    found = retrieval_metrics(queries, documents, relevant, left_out=left_out)
+    assert found["mrr@10"].tolist() == [1 / 3, 1 / 2, 0]
+    assert found["recall@100"].tolist() == [1, 1, 0]  # a right one that is left out is not found
+    np.testing.assert_allclose(found["negative_similarity"], [1, 0.8, 0.8], atol=1e-6)
+    np.testing.assert_allclose(found["positive_similarity"], [0.6] * 3, atol=1e-6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10_000))
+def test_leaving_out_is_a_corpus_without_them(seed):
+    draw = np.random.default_rng(seed)
+    documents = normalize(torch.randn(150, 8, generator=torch.Generator().manual_seed(seed)), dim=1)
+    query = documents[:1]
+    relevant, out = np.array([5, 7]), np.setdiff1d(draw.choice(150, 60, replace=False), [5, 7])
+    kept = np.setdiff1d(np.arange(150), out)
+    expected = retrieval_metrics(query, documents[kept], [np.searchsorted(kept, relevant)])
+    found = retrieval_metrics(query, documents, [relevant], left_out=[out])
+    assert found.keys() == expected.keys()
+    for metric in found:
+        np.testing.assert_allclose(found[metric], expected[metric], atol=1e-6, err_msg=metric)
+
+
+def test_there_is_no_best_negative_where_all_are_left_out():
+    documents = torch.eye(3)
+    found = retrieval_metrics(documents[:1], documents, [np.array([0])], left_out=[np.array([1, 2])])
+    assert "negative_similarity" not in found and found["mrr@10"].tolist() == [1]

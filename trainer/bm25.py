@@ -67,6 +67,8 @@ def _measure(evaluator: RetrievalEvaluator) -> dict[str, np.ndarray]:
     for start in range(0, len(queries), step):
         block = queries[start : start + step]
         scores = torch.from_numpy(np.stack([index.get_scores(tokens) if tokens else nothing for tokens in block]))
+        for row, documents in enumerate(evaluator.left_out[start : start + step] if evaluator.left_out else ()):
+            scores[row, documents] = 0  # as if it shared nothing with the query
         values, rows = best_columns(scores.masked_fill(scores <= 0, -torch.inf), DEPTH)  # (q, N) -> (q, 100)
         ranked.append(rows.masked_fill(values == -torch.inf, -1).numpy())
     hits = relevant_hits(np.concatenate(ranked), evaluator.relevant, n_documents)

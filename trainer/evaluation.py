@@ -41,6 +41,7 @@ class RetrievalEvaluator:
         batch_size: texts encoded at once; halved, and this is said, where the device has no memory for them.
         max_queries: ask at most this many queries, a sample drawn with `seed`; 0 = all. The corpus stays whole.
         articles: query text → the article it asks about. Intervals then resample articles, not single questions.
+        left_out: (document texts, query texts) → for each query the rows of documents that it does not rank.
 
     Raises:
         ValueError: no query with a relevant document in the corpus.
@@ -56,6 +57,7 @@ class RetrievalEvaluator:
         max_queries: int = 0,
         seed: int = 0,
         articles: Mapping[str, Any] | None = None,
+        left_out: Callable[[Sequence[str], Sequence[str]], list[np.ndarray]] | None = None,
     ):
         self.name = name
         self.primary_metric = f"{name}_mrr@10"
@@ -73,6 +75,7 @@ class RetrievalEvaluator:
         self.relevant = [
             np.array(sorted(position[d] for d in relevant_docs[query_id] if d in position)) for query_id in asked
         ]
+        self.left_out = None if left_out is None else left_out(self.document_texts, self.query_texts)
         self.by_article = articles is not None
         belongs_to = asked if articles is None else [articles[text] for text in self.query_texts]
         number = {group: index for index, group in enumerate(dict.fromkeys(belongs_to))}
@@ -97,7 +100,7 @@ class RetrievalEvaluator:
         """The metrics of embeddings (Q, D) and (N, D), in the order of `query_texts` and `document_texts`."""
 
         def score(query_block: int) -> dict[str, np.ndarray]:
-            return retrieval_metrics(queries, documents, self.relevant, query_block)
+            return retrieval_metrics(queries, documents, self.relevant, self.left_out, query_block)
 
         return _with_halved_size(score, QUERY_BLOCK, "queries scored")[0]
 

@@ -20,7 +20,11 @@ _PAIR_BLOCK = 65_536  # pairs whose embeddings are gathered at once: 100 MB a si
 
 
 def retrieval_metrics(
-    queries: Tensor, documents: Tensor, relevant: Sequence[np.ndarray], query_block: int = QUERY_BLOCK
+    queries: Tensor,
+    documents: Tensor,
+    relevant: Sequence[np.ndarray],
+    left_out: Sequence[np.ndarray] | None = None,
+    query_block: int = QUERY_BLOCK,
 ) -> dict[str, np.ndarray]:
     """All METRICS of one retrieval task.
 
@@ -28,18 +32,22 @@ def retrieval_metrics(
         queries: (Q, D), L2-normalised.
         documents: (N, D), L2-normalised, on the same device.
         relevant: for each query the rows of its relevant documents, at least one.
+        left_out: for each query the rows of documents that it does not rank; relevant ones among them are not found.
 
     Returns:
         Metric → (Q,) float64: those of `ranking_metrics`, and two mean cosines: `positive_similarity`, of the relevant
-        documents, and `negative_similarity`, of the best document that is not relevant; it is left out where to some query
-        every document is.
+        documents, and `negative_similarity`, of the best document that is not relevant; it is left out where some query
+        ranks no such document.
     """
-    depth = max(DEPTH, 1 + max(len(rows) for rows in relevant))  # deep enough to hold a document that is not relevant
-    ranked, scores = top_documents(queries, documents, depth, query_block)
+    most_relevant, most_left_out = (max(map(len, rows), default=0) for rows in (relevant, left_out or ()))
+    depth = max(DEPTH, 1 + most_relevant)  # deep enough to hold a document that is not relevant
+    ranked, scores = top_documents(queries, documents, depth + most_left_out, query_block)
+    if left_out is not None:
+        ranked, scores = _without(ranked, scores, left_out, len(documents))
     hits = relevant_hits(ranked, relevant, len(documents))
     metrics = ranking_metrics(hits, np.array([len(rows) for rows in relevant]))
     metrics["positive_similarity"] = _mean_similarity(queries, documents, relevant)
-    if max(len(rows) for rows in relevant) < len(documents):
+    if most_relevant + most_left_out < len(documents):
         metrics["negative_similarity"] = np.where(hits, -1.0, scores).max(axis=1).astype(np.float64)
     return metrics
 
@@ -96,6 +104,17 @@ def relevant_hits(ranked: np.ndarray, relevant: Sequence[np.ndarray], corpus_siz
     owners = np.repeat(np.arange(len(relevant)), [len(rows) for rows in relevant])
     keys = np.arange(len(relevant))[:, None] * corpus_size + ranked
     return np.isin(keys, owners * corpus_size + np.concatenate(relevant)) & (ranked >= 0)
+
+
+def _without(
+    ranked: np.ndarray, scores: np.ndarray, left_out: Sequence[np.ndarray], corpus_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(Q, k) rows and cosines without those that a query leaves out: behind the others, and -1."""
+    out = relevant_hits(ranked, left_out, corpus_size)
+    order = np.argsort(out, axis=1, kind="stable")
+    shortened = (np.where(out, values.dtype.type(-1), values) for values in (ranked, scores))
+    rows, cosines = (np.take_along_axis(values, order, axis=1) for values in shortened)
+    return rows, cosines
 
 
 def ranking_metrics(hits: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
