@@ -4,10 +4,10 @@
 
 One epoch each, from the same base model on the same pairs: the library's trainer with MultipleNegativesRankingLoss; ours
 under the same settings (batch, rate and its schedule, scale, adapter, dropout, checkpointing, precision); and `own`, ours
-under the settings of recipes/sample.yaml, which are other ones. The three take turns, so that a machine whose speed drifts
-slows all, and each clock runs during its own steps only: start-up and evaluation are outside of all three. The adapters as
-they were after each part of the epoch are measured at the end, in float32, up to the first that finds answers at least as
-well as the library's last ones: `seconds_to_reach`, null where none does. Prints one JSON line.
+under the settings of recipes/sample.yaml, which are other ones. Each has a process of its own. The three take turns, so that
+a machine whose speed drifts slows all, and each clock runs during its own steps only: start-up and evaluation are outside of
+all three. The adapters as they were after each part of the epoch are measured at the end, in float32, up to the first that
+finds answers at least as well as the library's last ones: `seconds_to_reach`, null where none does. Prints one JSON line.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from sentence_transformers import InputExample
-from train_speed import Ours, Peer, add_device_options, clock, device_name, use_device_options
+from train_speed import Ours, Peer, add_device_options, clock, device_name, make_side, use_device_options
 from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
+from turns import Side
 
 from config import SAMPLE_DATASET_ROOT, SAMPLE_RECIPE, TrainingConfig
 from dataloader import load_entire_dataset, prepare_retrieval_sets, prepare_training_data
@@ -70,9 +71,12 @@ def main() -> None:
     texts = prepare_retrieval_sets(dataset, same, "held_out")["answers"]
     evaluator = RetrievalEvaluator(*texts, max_queries=options.eval_samples)
 
-    sides = {"ours": Parts(examples, same), "own": Parts(own_examples, own)}
-    base = score(sides["ours"].model, evaluator)
-    peer = Peer(examples, same)
+    sides = {
+        "ours": Side(make_side, Parts, options, examples, same),
+        "own": Side(make_side, Parts, options, own_examples, own),
+    }
+    peer = Peer(examples, same)  # in this process, which holds nothing else of size
+    base = score(peer.model, evaluator)
     peer_seconds = train_in_turns(peer, same, list(sides.values()), options.turns)
     target = score(peer.model, evaluator)
     result: dict[str, Any] = {
@@ -85,14 +89,15 @@ def main() -> None:
         "peer": {"seconds": round(peer_seconds, 1), "mrr": round(target, 4)} | settings(same, options.precision),
     }
     for name, side in sides.items():
-        curve = side.curve_up_to(target, evaluator)
+        curve = side.ask("curve_up_to", target, evaluator)
+        seconds, own_settings = side.ask("run")
         reached = next((seconds for seconds, mrr in curve if mrr >= target), None)
         result[name] = {
             "seconds_to_reach": reached and round(reached, 1),
             "share_of_peer": reached and round(reached / peer_seconds, 3),
-            "seconds": round(side.seconds, 1),
+            "seconds": round(seconds, 1),
             "curve": [[round(seconds, 1), round(mrr, 4)] for seconds, mrr in curve],
-        } | settings(side.config, side.trainer.precision)
+        } | own_settings
     print(json.dumps(result))
 
 
@@ -105,7 +110,7 @@ def score(model: Any, evaluator: RetrievalEvaluator) -> float:
     return evaluator(model)[evaluator.primary_metric]
 
 
-def train_in_turns(peer: Peer, config: TrainingConfig, others: list[Parts], turns: int) -> float:
+def train_in_turns(peer: Peer, config: TrainingConfig, others: list[Side], turns: int) -> float:
     """One epoch of each; the peer's seconds."""
     total = len(peer.data) // config.batch_size
     turn_taking = TurnTaking({round(turn * total / turns): turn / turns for turn in range(1, turns + 1)}, others)
@@ -118,18 +123,21 @@ class Parts(Ours):
 
     def __init__(self, examples: list[InputExample], config: TrainingConfig):
         super().__init__(examples, config)
-        self.config = config
         self._batches = list(self.loader)
-        self._done, self.seconds = 0, 0.0
+        self._done, self._seconds = 0, 0.0
         self._adapters: list[tuple[float, dict[str, torch.Tensor]]] = []  # seconds, and the adapter then
         self.set_epochs(1)
 
     def advance(self, share: float) -> None:
         """Train up to this share of the epoch."""
         end = round(share * len(self._batches))
-        self.seconds += self.steps(self._batches[self._done : end])
+        self._seconds += self.steps(self._batches[self._done : end])
         self._done = end
-        self._adapters.append((self.seconds, adapter_state(self.model)))
+        self._adapters.append((self._seconds, adapter_state(self.model)))
+
+    def run(self) -> tuple[float, dict[str, Any]]:
+        """Seconds of the epoch, and its settings."""
+        return self._seconds, settings(self.trainer.config, self.trainer.precision)
 
     def curve_up_to(self, target: float, evaluator: RetrievalEvaluator) -> list[tuple[float, float]]:
         """(seconds, MRR@10) after each part, until the target is reached."""
@@ -145,7 +153,7 @@ class Parts(Ours):
 class TurnTaking(TrainerCallback):
     """Stops the peer's clock after each part of its epoch and lets the others train up to the same share of theirs."""
 
-    def __init__(self, turns: dict[int, float], others: list[Parts]):
+    def __init__(self, turns: dict[int, float], others: list[Side]):
         self._turns, self._others = turns, others  # step → share of the epoch
         self.seconds = 0.0
 
@@ -159,7 +167,7 @@ class TurnTaking(TrainerCallback):
             return
         self.seconds += clock() - self._start
         for other in self._others:
-            other.advance(share)
+            other.ask("advance", share)
         self._start = clock()
 
 
