@@ -135,10 +135,7 @@ def _left_out(evaluator: Any) -> dict[str, Any]:
     """How many documents stand in a question, which does not rank them, and how many of these are right ones."""
     found = sum(map(len, evaluator.left_out))
     right = sum(len(set(rows) & set(out)) for rows, out in zip(evaluator.relevant, evaluator.left_out, strict=True))
-    each = found / len(evaluator.query_texts)
-    note = (
-        f"LEFT OUT of {evaluator.name}: what stands in the question, {each:.1f} documents each; {right:,} of all were right."
-    )
+    note = f"LEFT OUT of {evaluator.name}: {found:,} documents that stand in a question, {right:,} of them its right ones."
     return {"documents": found, "right": right, "note": note}
 
 

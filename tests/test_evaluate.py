@@ -202,7 +202,7 @@ def test_what_the_questions_say_is_left_out(run, beir, toy_model_dir, tmp_path):
     assert "LEFT OUT" not in run(*options)[1] and "left_out" not in read(tmp_path / "result.json")
     status, out, err = run(*options, "--skip_in_query")
     assert status == 0, err
-    assert "LEFT OUT of documents: what stands in the question, 1.3 documents each; 3 of all were right." in out
+    assert "LEFT OUT of documents: 4 documents that stand in a question, 3 of them its right ones." in out
     result = read(tmp_path / "result.json")
     assert (result["left_out"]["documents"]["documents"], result["left_out"]["documents"]["right"]) == (4, 3)
     for model in ("BM25", "base"):
