@@ -45,7 +45,8 @@ ALL_LINEAR = [*QKV, "attention.output.dense", "intermediate.dense", "output.dens
 
 
 @pytest.mark.parametrize(
-    ("targets", "checkpointing"), [(QKV, False), (QKV, True), (ALL_LINEAR, False), (ALL_LINEAR, True), (["query"], False)]
+    ("targets", "checkpointing"),
+    [(QKV, False), (QKV, True), (ALL_LINEAR, False), (ALL_LINEAR, True), (["query"], False), (["query", "value"], False)],
 )
 @pytest.mark.parametrize("lora_dropout", [0, 0.5], ids=["inside the weights", "beside them"])
 def test_gradients_equal_the_padded_ones_in_float64(
@@ -81,19 +82,24 @@ def test_gradients_equal_the_padded_ones_in_float64(
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-9, atol=1e-12)
 
 
-def test_gradients_of_an_adapter_with_dropout_are_those_of_its_output():
+@pytest.mark.parametrize("form", ["_AdapterBeside", "_AdaptedLinear"])
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_gradients_of_an_adapter_are_those_of_its_output(form, blocks):
     torch.manual_seed(0)
-    shapes = {"source": (5, 6), "weight": (4, 6), "bias": (4,), "down": (2, 6), "up": (4, 2)}
+    dropout = (100, None) if form == "_AdapterBeside" else ()
+    shapes = {"source": (5, 6), "weight": (4, 6), "bias": (4,), "down": (2, 6), "up": (blocks, 4 // blocks, 2 // blocks)}
     source, weight, bias, down, up = (torch.randn(*shape, dtype=torch.float64) for shape in shapes.values())
 
     def output(source, down, up):
         torch.manual_seed(1)  # one mask for all
-        return projection_module._AdapterBeside.apply(source, weight, bias, down, up, down.detach(), up.detach(), 100, None)
+        matrices = (down, up, down.detach(), up.detach())
+        return getattr(projection_module, form).apply(source, weight, bias, *matrices, *dropout)
 
     learned = [tensor.requires_grad_() for tensor in (source, down, up)]
     assert torch.autograd.gradcheck(output, learned)
     torch.manual_seed(1)
-    expected = source @ weight.T + bias + fast_dropout(source, 100 / 256) @ down.T @ up.T
+    thinned = fast_dropout(source, 100 / 256) if dropout else source
+    expected = source @ weight.T + bias + thinned @ down.T @ torch.block_diag(*up).T
     torch.testing.assert_close(output(source, down, up), expected)
 
 
