@@ -4,12 +4,13 @@
     python benchmarks/train_speed.py --device cuda --precision fp16 --turing_attention    # as on an RTX 2080
 
 Model, adapter, pairs, batches, threads, precision, dropout and checkpointing are the same on both sides. Each side has a
-process of its own, as each would in use, and blocks of steps alternate, so that a machine whose speed drifts slows both.
-Prints one JSON line: pairs a second of each side, their ratio by batch size, real and padded tokens of a step, and how near
-ours comes to the time of the bare matrix products, in float32 on a CPU and in the precision's own format on a GPU
-(`floor_share` is our time over the floor's). `no_encoder_dropout` is ours with the encoder's own dropout off, against the
-peer with it on. With one thread (OMP_NUM_THREADS=1) seconds are those of the process's CPU, here and in the benchmarks that
-stand on this one: where other work shares the machine.
+process of its own, as each would in use, and blocks of steps alternate, in one order and then in the other, so that a
+machine whose speed drifts slows both. Prints one JSON line: pairs a second of each side, their ratio by batch size, real and
+padded tokens of a step, and how near ours comes to the time of the bare matrix products, in float32 on a CPU and in the
+precision's own format on a GPU (`floor_share` is our time over the floor's). Ratios and shares are medians of those within a
+round, each with its 95 % interval from a bootstrap over rounds: short blocks in many rounds say most where other work shares
+the machine. `no_encoder_dropout` is ours with the encoder's own dropout off, against the peer with it on. With one thread
+(OMP_NUM_THREADS=1) seconds are those of the process's CPU, here and in the benchmarks that stand on this one.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def main() -> None:
 def compare(
     examples: list[InputExample], config: TrainingConfig, batch_size: int, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Alternate blocks of steps of both trainers; seconds a step are medians over the blocks."""
+    """Alternate blocks of steps of both trainers."""
     config = TrainingConfig(**config.to_dict() | {"batch_size": batch_size})
     # As in training, a batch is of any articles: the first questions alone are of one or two, and of nearly one length.
     repeated = examples * (options.steps * batch_size // len(examples) + 1)
@@ -103,26 +104,36 @@ def compare(
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     rates = []
     for round_number in range(options.rounds + 1):
-        for name, side in sides.items():
-            elapsed = side.ask("block") / options.steps
+        for name in list(sides)[:: 1 if round_number % 2 else -1]:
+            elapsed = sides[name].ask("block") / options.steps
             if round_number:  # the first warms up
                 seconds[name].append(elapsed)
-        rates.append(sides["ours"].ask("matrix_rate"))
+        if round_number:
+            rates.append(sides["ours"].ask("matrix_rate"))
     real_tokens, padded_tokens = sides["ours"].ask("tokens")
-    step = {name: statistics.median(values) for name, values in seconds.items()}
-    floor = 4 * ENCODER_PARAMETERS * real_tokens / statistics.median(rates)
+    floors = [4 * ENCODER_PARAMETERS * real_tokens / rate for rate in rates]
+    ours, peer, no_dropout = seconds.values()
     return {
-        "ours_pairs_per_second": round(batch_size / step["ours"], 2),
-        "peer_pairs_per_second": round(batch_size / step["peer"], 2),
-        "ratio": round(step["peer"] / step["ours"], 2),
-        "no_encoder_dropout_ratio": round(step["peer"] / step["no_encoder_dropout"], 2),
+        "ours_pairs_per_second": round(batch_size / statistics.median(ours), 2),
+        "peer_pairs_per_second": round(batch_size / statistics.median(peer), 2),
+        **ratio("ratio", peer, ours),
+        **ratio("no_encoder_dropout_ratio", peer, no_dropout),
         "real_tokens": real_tokens,
         "padded_tokens": padded_tokens,
         "gflops": round(statistics.median(rates) / 1e9),
-        "floor_seconds": round(floor, 4),
-        "floor_share": round(step["ours"] / floor, 2),
-        "no_encoder_dropout_floor_share": round(step["no_encoder_dropout"] / floor, 2),
+        "floor_seconds": round(statistics.median(floors), 4),
+        **ratio("floor_share", ours, floors),
+        **ratio("no_encoder_dropout_floor_share", no_dropout, floors),
     }
+
+
+def ratio(name: str, above: list[float], below: list[float]) -> dict[str, Any]:
+    """The median of the rounds' ratios, and the ends of its 95 % interval from a bootstrap over rounds."""
+    ratios = [one / other for one, other in zip(above, below, strict=True)]
+    draw = random.Random(0)
+    medians = [statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(2000)]
+    ends = statistics.quantiles(medians, n=40)[0], statistics.quantiles(medians, n=40)[-1]
+    return {name: round(statistics.median(ratios), 2), f"{name}_interval": [round(end, 2) for end in ends]}
 
 
 def make_side(make: Callable[..., Any], options: argparse.Namespace, *arguments: Any) -> Any:

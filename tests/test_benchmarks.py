@@ -87,7 +87,15 @@ def test_training_beside_the_library(benchmark):
     assert 4 * 8 < found["real_tokens"] < found["padded_tokens"]
     assert found["ratio"] == pytest.approx(found["ours_pairs_per_second"] / found["peer_pairs_per_second"], rel=0.05)
     assert found["floor_seconds"] * found["floor_share"] == pytest.approx(4 / found["ours_pairs_per_second"], rel=0.2)
+    assert found["ratio_interval"] == [found["ratio"]] * 2  # one round
     assert found["gflops"] > 0
+
+
+def test_a_ratio_is_that_within_a_round(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    ratio = importlib.import_module("train_speed").ratio
+    # The machine slows down tenfold after the third round, for both sides.
+    assert ratio("r", [2, 2.2, 1.8, 20, 22], [1, 1, 1, 10, 10]) == {"r": 2.0, "r_interval": [1.8, 2.2]}
 
 
 def test_a_side_that_fails_ends_the_wait_for_it(monkeypatch):
