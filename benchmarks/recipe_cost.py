@@ -11,6 +11,7 @@ One JSON line; `ratio` is the second recipe's seconds over the first one's. Eval
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -35,6 +36,7 @@ class Run:
     def __init__(self, recipe: str, data: str, train_split: float, split_seed: int):
         from trainer import EmbeddingTrainer, setup_lora_model
         from trainer.base_model import load_base_model, resolve_base_model
+        from trainer.heap import kept_heap
 
         settings = read_recipe(REPOSITORY / recipe) | {"dataset_root": data, "log_dir": "", "output_dir": "unused"}
         self.config = TrainingConfig(**settings | {"train_split": train_split, "split_seed": split_seed})
@@ -49,6 +51,8 @@ class Run:
         self.optimizer, _, self.scaler = self.trainer._setup_optimizer_and_scheduler(len(batches) * self.config.num_epochs)
         self.batches = batches
         self.tokens = self.config.num_epochs * sum(len(batch["tokens"]) for batch in batches)
+        self.heap = contextlib.ExitStack()
+        self.heap.enter_context(kept_heap(self.trainer.device))  # as in a run
         self.step(batches[0])  # builds kernels: once a run, not once an epoch
 
     def about(self) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from trainer.device import choose_device, choose_precision
 from trainer.encoder import PackedEncoder, can_pack
 from trainer.evaluation import EvaluationError, RetrievalEvaluator
 from trainer.grad_cache import cached_backward, cut_micro_batches, deal_micro_batches
+from trainer.heap import kept_heap
 from trainer.lora import (
     adapter_matrices,
     adapter_state,
@@ -140,7 +141,7 @@ class EmbeddingTrainer:
         """
         if len(train_dataloader) == 0:  # type: ignore[arg-type]
             raise TrainingError("there are no batches to train on: fewer pairs than one batch needs")
-        with claimed(self.config.output_dir), self._stop:
+        with claimed(self.config.output_dir), self._stop, kept_heap(self.device):
             check_output_dir(self.config)
             self._setup_memory()  # first: where nothing fits, no log folder is left behind
             goes_on = self._begin(train_dataloader)
