@@ -132,8 +132,8 @@ def ratio(name: str, above: list[float], below: list[float]) -> dict[str, Any]:
     ratios = [one / other for one, other in zip(above, below, strict=True)]
     draw = random.Random(0)
     medians = [statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(2000)]
-    ends = statistics.quantiles(medians, n=40)[0], statistics.quantiles(medians, n=40)[-1]
-    return {name: round(statistics.median(ratios), 2), f"{name}_interval": [round(end, 2) for end in ends]}
+    low, *_, high = statistics.quantiles(medians, n=40)
+    return {name: round(statistics.median(ratios), 2), f"{name}_interval": [round(low, 2), round(high, 2)]}
 
 
 def make_side(make: Callable[..., Any], options: argparse.Namespace, *arguments: Any) -> Any:
